@@ -1,0 +1,80 @@
+"""Batching, retrying, correlating dispatcher for QStash (unofficial).
+
+The public API of the library; `dispatcher.metrics` and `dispatcher.testing` are public too.
+"""
+
+from dispatcher.config import (
+    BatchSettings,
+    Config,
+    LimitSettings,
+    QueueSettings,
+    RetrySettings,
+    TransportSettings,
+)
+from dispatcher.delivery import Delivery
+from dispatcher.dispatcher import Dispatcher
+from dispatcher.errors import (
+    Abandoned,
+    AdmissionError,
+    Attempt,
+    Certainty,
+    ConfigError,
+    DeadlineExceeded,
+    DeliveryError,
+    DispatcherClosed,
+    DispatcherError,
+    Halted,
+    MessageInvalid,
+    MessageRejected,
+    MessageTooLarge,
+    OutboxError,
+    OutcomeUnknown,
+    QueueFull,
+    QuotaExhausted,
+    RetriesExhausted,
+)
+from dispatcher.message import Endpoint, Message, Receipt
+from dispatcher.options import FlowControl, Options
+from dispatcher.statistics import DrainReport, Statistics
+from dispatcher.transport import HTTPTransport, Transport
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Abandoned",
+    "AdmissionError",
+    "Attempt",
+    "BatchSettings",
+    "Certainty",
+    "Config",
+    "ConfigError",
+    "DeadlineExceeded",
+    "Delivery",
+    "DeliveryError",
+    "Dispatcher",
+    "DispatcherClosed",
+    "DispatcherError",
+    "DrainReport",
+    "Endpoint",
+    "FlowControl",
+    "HTTPTransport",
+    "Halted",
+    "LimitSettings",
+    "Message",
+    "MessageInvalid",
+    "MessageRejected",
+    "MessageTooLarge",
+    "Options",
+    "OutboxError",
+    "OutcomeUnknown",
+    "QueueFull",
+    "QueueSettings",
+    "QuotaExhausted",
+    "Receipt",
+    "RetriesExhausted",
+    "RetrySettings",
+    "Statistics",
+    "Transport",
+    "TransportSettings",
+    "__version__",
+]

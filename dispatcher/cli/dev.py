@@ -1,0 +1,124 @@
+"""`dispatcher dev`: a local upstream on a port of this machine. It records messages and delivers none."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import secrets
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, TypeVar
+
+from dispatcher.devserver.faults import FaultPlan
+from dispatcher.devserver.server import LocalUpstream
+from dispatcher.devserver.upstream import MIB
+from dispatcher.errors import ConfigError
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Callable
+
+Number = TypeVar("Number", int, float)
+PORT: Final = 8089
+TOKEN_BYTES: Final = 16
+GC_THRESHOLD: Final = 50_000
+"""Accepted messages are long-lived and hold no cycles: the default of 700 would walk them for nothing."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `dispatcher dev`."""
+    add = parser.add_argument
+    add("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
+    add("--port", type=int, default=PORT, help="port to listen on, 0 for a free one (default: %(default)s)")
+    add("--token", help="token clients must send (default: QSTASH_TOKEN, or a new one, printed)")
+    add("--state", type=Path, metavar="FILE", help="keep what was accepted here, also across kill -9")
+    add("--keep-bodies", action="store_true", help="keep every body in memory, to look it up")
+    add("--faults", metavar="PLAN|FILE", default="", help="what goes wrong: NAME=RATE …, or a TOML file")
+    add("--seed", type=int, default=0, metavar="N", help="the same faults for the same N (default: 0)")
+    add(
+        "--deduplication-window",
+        type=float,
+        default=600.0,
+        metavar="SECONDS",
+        help="how long a deduplication id is remembered (default: %(default)s)",
+    )
+    add("--max-items", type=int, metavar="N", help="messages a batch may carry (default: any number)")
+    add("--max-message-bytes", type=int, default=MIB, metavar="N", help="default: %(default)s")
+    add("--port-file", type=Path, metavar="FILE", help="write the port here once it is listening")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Serve until SIGINT or SIGTERM; returns 0. Raises `ConfigError`."""
+    token = arguments.token or os.environ.get("QSTASH_TOKEN") or secrets.token_hex(TOKEN_BYTES)
+    upstream = LocalUpstream(
+        token=token,
+        faults=load_plan(arguments.faults),
+        seed=arguments.seed,
+        deduplication_window=_at_least("deduplication-window", arguments.deduplication_window, 0),
+        max_items=None if arguments.max_items is None else _at_least("max-items", arguments.max_items, 1),
+        max_message_bytes=_at_least("max-message-bytes", arguments.max_message_bytes, 1),
+        keep_bodies=arguments.keep_bodies,
+        host=arguments.host,
+        port=_port(arguments.port),
+        state=arguments.state,
+    )
+    gc.set_threshold(GC_THRESHOLD)
+    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        runner.run(_serve(upstream, arguments.port_file))
+    return 0
+
+
+def load_plan(text: str) -> FaultPlan:
+    """A fault plan from `--faults`: the name of a TOML file, or the plan itself."""
+    path = Path(text)
+    if text.endswith(".toml") or (text and "=" not in text):
+        try:
+            return FaultPlan.parse_toml(path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError("faults", text, f"the file cannot be read: {error}") from None
+    return FaultPlan.parse(text)
+
+
+async def _serve(upstream: LocalUpstream, port_file: Path | None) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop.set)
+    async with upstream:
+        gc.freeze()
+        if port_file is not None:
+            _write_port(port_file, upstream.port)
+        print(f"local upstream at {upstream.url} (records messages, delivers none; Ctrl-C stops it)")
+        print(f"export QSTASH_URL={upstream.url}\nexport QSTASH_TOKEN={upstream.token}", flush=True)
+        await stop.wait()
+
+
+def _write_port(path: Path, port: int) -> None:
+    # Whoever waits for the file must never see half a number.
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_text(f"{port}\n", encoding="ascii")
+    partial.replace(path)
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    if sys.platform == "win32":
+        return None
+    try:
+        import uvloop
+    except ImportError:
+        return None
+    return uvloop.new_event_loop
+
+
+def _at_least(name: str, value: Number, least: int) -> Number:
+    if value < least:
+        raise ConfigError(name, value, f"it must be at least {least}")
+    return value
+
+
+def _port(value: int) -> int:
+    if not 0 <= value <= 65_535:
+        raise ConfigError("port", value, "a port lies between 0 and 65535")
+    return value

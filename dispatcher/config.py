@@ -1,0 +1,362 @@
+"""The configuration: frozen, nested by concern, checked when it is made; each setting declared once.
+
+`Config(token="…")` reads nothing. `Config.load()` reads, nearest first: its keywords, the environment, a TOML
+file, the defaults. A setting has one name in four spellings: `config.retry.max_attempts`,
+`DISPATCHER_RETRY_MAX_ATTEMPTS`, `[retry] max_attempts` in TOML, `--retry-max-attempts`. Unknown names are
+errors that name the nearest right one. The token is in no text, no `repr` and no flag. Read by everything
+above it; the mechanics are in `settings` (one setting) and `sources` (where values come from).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn
+from urllib.parse import urlsplit
+
+from dispatcher import settings as _settings
+from dispatcher import sources
+from dispatcher.errors import ConfigError
+from dispatcher.settings import MASK, Setting, check_fields, setting, settings_of
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Mapping
+    from pathlib import Path
+
+_MEBIBYTE: Final = 1_048_576
+_WEEK: Final = 604_800.0
+
+
+class _Section:
+    """Checks its own fields, under its own name."""
+
+    __slots__ = ()
+
+    def __post_init__(self) -> None:
+        check_fields(self, f"{type(self).__name__.removesuffix('Settings').lower()}.")
+
+
+@dataclass(frozen=True, slots=True)
+class BatchSettings(_Section):
+    """When a batch is full, and how long it waits for company."""
+
+    max_messages: int = setting(
+        100,
+        meaning="Messages in one request at most.",
+        unit="messages",
+        minimum=1,
+        maximum=10_000,
+        advice="Hundreds cost the service little; a poison message makes more neighbours wait.",
+    )
+    max_bytes: int = setting(
+        1_000_000,
+        meaning="Encoded bytes in one request at most.",
+        unit="bytes",
+        minimum=1,
+        maximum=100_000_000,
+        advice="A message above it travels alone.",
+    )
+    linger: float = setting(
+        0.010,
+        meaning="How long a message waits for company once two requests are out.",
+        unit="s",
+        minimum=0,
+        maximum=60,
+        advice="0 gathers only what is submitted in the same turn of the loop.",
+    )
+    soft_slots: int = setting(
+        2,
+        meaning="Requests that start without lingering.",
+        unit="requests",
+        minimum=0,
+        maximum=1_024,
+        advice="0 lets every message linger: fewer requests, a later first one.",
+    )
+    max_message_bytes: int = setting(
+        _MEBIBYTE,
+        meaning="Encoded size of one message at most.",
+        unit="bytes",
+        minimum=1,
+        maximum=64 * _MEBIBYTE,
+        advice="1, 10 or 50 MiB by the plan of the account.",
+    )
+    quantum_bytes: int = setting(
+        16_384,
+        meaning="Bytes a FIFO queue may put into a batch before the next one has its turn.",
+        unit="bytes",
+        minimum=1,
+        maximum=100_000_000,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class QueueSettings(_Section):
+    """How much is held before producers have to wait."""
+
+    max_messages: int = setting(
+        10_000,
+        meaning="Messages held at most; then `put` waits and `put_nowait` raises `QueueFull`.",
+        unit="messages",
+        minimum=1,
+        maximum=100_000_000,
+    )
+    max_bytes: int = setting(
+        64 * _MEBIBYTE,
+        meaning="Encoded bytes held at most.",
+        unit="bytes",
+        minimum=1,
+        advice="The memory in use is about twice as much.",
+    )
+    resume_below: float = setting(
+        0.75,
+        meaning="Once full, waiting producers go on below this share of either bound.",
+        above=0,
+        maximum=1,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class RetrySettings(_Section):
+    """How what failed and is safe to repeat is sent again."""
+
+    base: float = setting(
+        0.050,
+        meaning="Scale of the random pause before the first retry; it doubles with each.",
+        unit="s",
+        above=0,
+        maximum=3_600,
+    )
+    throttle_base: float = setting(
+        1.0,
+        meaning="The same after a 429 that does not say how long to wait.",
+        unit="s",
+        above=0,
+        maximum=3_600,
+    )
+    max_delay: float = setting(
+        20.0, meaning="The longest pause between two attempts.", unit="s", above=0, maximum=3_600
+    )
+    max_attempts: int | None = setting(
+        None,
+        meaning="Attempts at most; a message's deadline bounds them anyway.",
+        unit="attempts",
+        minimum=1,
+        advice="Leave it, unless an attempt costs something.",
+    )
+    error_entry_attempts: int = setting(
+        5,
+        meaning="Attempts for a message the service took the batch of, but not itself.",
+        unit="attempts",
+        minimum=1,
+        maximum=1_000,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class LimitSettings(_Section):
+    """How many requests are out at once."""
+
+    max_in_flight: int = setting(
+        64, meaning="Requests in flight at most.", unit="requests", minimum=1, maximum=1_024
+    )
+    isolations: int = setting(
+        2,
+        meaning="Refused batches whose culprits are sought at once.",
+        unit="batches",
+        minimum=1,
+        maximum=64,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class TransportSettings(_Section):
+    """One request and its connection."""
+
+    attempt_timeout: float = setting(
+        10.0,
+        meaning="How long one request may take; past it the outcome is unknown.",
+        unit="s",
+        above=0,
+        maximum=3_600,
+    )
+    connect_timeout: float = setting(
+        3.0,
+        meaning="How long opening a connection may take; past it nothing was sent.",
+        unit="s",
+        above=0,
+        maximum=3_600,
+    )
+    max_reply_bytes: int = setting(
+        64 * _MEBIBYTE, meaning="A longer reply is not read to its end.", unit="bytes", minimum=1
+    )
+    trust_env: bool = setting(
+        False, meaning="Take proxy settings (`HTTPS_PROXY` and the like, `.netrc`) from the environment."
+    )
+    ca_file: str | None = setting(
+        None,
+        meaning="PEM file of the certificate authorities to trust instead of the system's.",
+        advice="For a proxy that opens TLS.",
+    )
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Config:
+    """Everything a dispatcher can be told. Frozen, comparable, picklable.
+
+    Raises:
+        ConfigError: A value is wrong; `field` has its dotted name, `allowed` says what would be right.
+    """
+
+    token: str = setting(meaning="The QStash token.", secret=True)
+    url: str = setting(
+        "https://qstash.upstash.io",
+        meaning="Base URL of the service, without `/v2`.",
+        advice="Regions and the local development server have their own.",
+    )
+    deduplication: Literal["auto", "off"] = setting(
+        "auto",
+        meaning="Give each message without a deduplication id one, which makes retries safe.",
+        advice="With `off` nothing is repeated whose outcome is unknown.",
+    )
+    after_window: Literal["fail", "resend"] = setting(
+        "fail",
+        meaning="What to do with an unknown outcome when the service may have forgotten the id (9.5 min).",
+        advice="`resend` may deliver twice, and marks the receipt.",
+    )
+    deliver_within: float = setting(
+        120.0,
+        meaning="How long after its admission a message must be confirmed; then it fails.",
+        unit="s",
+        above=0,
+        maximum=_WEEK,
+    )
+    drain_within: float = setting(
+        25.0,
+        meaning="How long closing waits for what is held.",
+        unit="s",
+        minimum=0,
+        maximum=_WEEK,
+        advice="Below the grace period of whatever stops the process (Kubernetes: 30 s).",
+    )
+    batch: BatchSettings = field(default_factory=BatchSettings)
+    queue: QueueSettings = field(default_factory=QueueSettings)
+    retry: RetrySettings = field(default_factory=RetrySettings)
+    limit: LimitSettings = field(default_factory=LimitSettings)
+    transport: TransportSettings = field(default_factory=TransportSettings)
+
+    def __post_init__(self) -> None:
+        check_fields(self, "")
+        for name, kind in _SECTIONS.items():
+            if not isinstance(getattr(self, name), kind):
+                got = type(getattr(self, name)).__name__
+                raise ConfigError(name, got, f"allowed is a {kind.__name__} (`Config.load` takes mappings)")
+        _check_token(self.token)
+        object.__setattr__(self, "url", _checked_url(self.url))
+        if self.batch.max_message_bytes > self.queue.max_bytes:
+            bound = f"at most queue.max_bytes ({self.queue.max_bytes:,}): a larger one could never find room"
+            raise ConfigError("batch.max_message_bytes", self.batch.max_message_bytes, f"allowed is {bound}")
+
+    def __repr__(self) -> str:
+        """One line: the settings that are not at their default, the token masked."""
+        shown = [
+            f"{one.path}={one.show(value)}"
+            for one in settings()
+            if (value := _value(self, one.path)) != one.default
+        ]
+        return f"<Config {' '.join(shown)}>"
+
+    @classmethod
+    def load(
+        cls, *, env: Mapping[str, str] | None = None, file: str | Path | None = None, **overrides: Any
+    ) -> Config:
+        """Read the configuration: keywords before the environment, before the file, before the defaults.
+
+        Args:
+            env: Instead of `os.environ`. Known are `QSTASH_TOKEN`, `QSTASH_URL`, `DISPATCHER_TOKEN_FILE` (a
+                file that holds the token, and wins over `QSTASH_TOKEN`), `DISPATCHER_CONFIG` and
+                `DISPATCHER_<SECTION>_<FIELD>`; an empty one counts as absent.
+            file: A TOML file, instead of the one that `DISPATCHER_CONFIG` names.
+            overrides: `retry_max_attempts=3` or `retry={"max_attempts": 3}`; `None` counts as absent where a
+                setting cannot be `None`.
+
+        Raises:
+            ConfigError: A name is unknown, a value wrong, a file unreadable, or there is no token.
+        """
+        environment = os.environ if env is None else env
+        values = sources.read(settings(), environment, file, overrides)
+        if "token" not in values:
+            raise ConfigError(
+                "token", None, f"set QSTASH_TOKEN, or {sources.TOKEN_FILE} to a file that holds it"
+            )
+        nested = {name: kind(**sources.within(values, name)) for name, kind in _SECTIONS.items()}
+        return cls(**sources.within(values), **nested)
+
+
+_SECTIONS: Final[Mapping[str, type]] = {
+    "batch": BatchSettings,
+    "queue": QueueSettings,
+    "retry": RetrySettings,
+    "limit": LimitSettings,
+    "transport": TransportSettings,
+}
+_BASE_URL_MISTAKE: Final = re.compile(r"/v2(/(publish|batch|enqueue)(/.*)?)?$")
+
+
+def settings() -> list[Setting]:
+    """Every setting, in the order of the README's table."""
+    return list(settings_of(Config))
+
+
+def settings_table() -> str:
+    """The table in the README."""
+    return _settings.table(settings())
+
+
+def add_settings_arguments(parser: argparse.ArgumentParser) -> None:
+    """Give a command a flag for each setting but the token."""
+    _settings.add_arguments(parser, settings())
+
+
+def overrides_from(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What those flags said, as keywords for `Config.load`."""
+    return _settings.given(arguments)
+
+
+def _check_token(token: str) -> None:
+    if re.search(r"[^\x21-\x7e]", token):
+        allowed = (
+            "allowed are visible ASCII characters, without white space and without `Bearer ` before them"
+        )
+        raise ConfigError("token", MASK, allowed)
+
+
+def _checked_url(url: str) -> str:
+    """The base URL without its trailing slash."""
+    bare = url.rstrip("/")
+    try:
+        parts = urlsplit(bare)
+        right = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
+    except ValueError:  # a port or an IPv6 address that is none
+        _refuse_url(url, "an http:// or https:// URL with a host, and a port that is a number")
+    if not right or re.search(r"[^\x21-\x7e]", bare):
+        _refuse_url(url, "an http:// or https:// URL with a host")
+    if parts.username is not None or parts.password is not None or "?" in bare or "#" in bare:
+        _refuse_url(url, "a URL without user information, query and fragment")
+    if mistake := _BASE_URL_MISTAKE.search(bare):
+        _refuse_url(url, f"the base URL, {bare[: mistake.start()]}; the paths are added to it")
+    return bare
+
+
+def _refuse_url(url: str, wanted: str) -> NoReturn:
+    scheme, separator, rest = re.split(r"[?#]", url, maxsplit=1)[0].rpartition("://")
+    shown = scheme.rpartition("@")[2] + separator + rest.rpartition("@")[2]
+    raise ConfigError("url", shown, f"wanted is {wanted}")
+
+
+def _value(config: Config, path: str) -> Any:
+    value: Any = config
+    for name in path.split("."):
+        value = getattr(value, name)
+    return value

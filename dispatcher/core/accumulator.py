@@ -1,0 +1,290 @@
+"""The lanes: what waits, what may go, and which entries go next.
+
+One unordered default lane, one for messages that travel alone (so that they do not tear batches apart;
+the default lane promises no order), and an ordered lane for each upstream queue. Ready lanes stand in a
+ring and take turns by bytes (deficit round robin), so a flood to one starves none. A lane leaves the ring
+when it is empty or muted, and comes back when something is appended or restored; stale members of ring
+and heap are skipped when met, so nothing here costs more for more idle lanes.
+
+Called by the engine only. Decides who goes; never when.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import deque
+from itertools import count
+from typing import TYPE_CHECKING, Final
+
+from dispatcher.core.batch import WAITING, Batch, Entry, Lane
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+SWEEP_AT_LEAST: Final = 64
+"""Withdrawn entries are swept out of a lane when there are this many and they are more than half."""
+
+
+class Accumulator:
+    """All lanes of one dispatcher."""
+
+    __slots__ = (
+        *("_alone", "_default", "_heads", "_lanes", "_max_bytes", "_max_messages", "_quantum", "_ring"),
+        *("_ticks", "sendable_bytes", "sendable_messages", "waiting_bytes", "waiting_messages"),
+    )
+
+    def __init__(self, max_messages: int, max_bytes: int, quantum_bytes: int) -> None:
+        self._max_messages = max_messages
+        self._max_bytes = max_bytes
+        self._quantum = quantum_bytes
+        self._default = Lane(None, False, deque())
+        self._alone = Lane(None, False, deque())
+        self._lanes: dict[str, Lane] = {}
+        self._ring: deque[Lane] = deque()
+        self._heads: list[tuple[float, int, Lane]] = []
+        self._ticks = count()
+        self.sendable_messages = 0
+        self.sendable_bytes = 0
+        self.waiting_messages = 0
+        self.waiting_bytes = 0
+
+    # ------------------------------------------------------------------------------------ in and out
+
+    def append(self, entry: Entry) -> None:
+        """A new entry at the end of its lane."""
+        lane = self._lane_of(entry)
+        entry.lane = lane
+        entry.state = WAITING
+        lane.waiting.append(entry)
+        self._add(lane, 1, len(entry.data))
+
+    def restore(self, entries: Sequence[Entry]) -> None:
+        """Entries that failed go back to the front of their lanes, ahead of all that is newer."""
+        by_lane: dict[int, list[Entry]] = {}
+        for entry in entries:
+            entry.state = WAITING
+            by_lane.setdefault(id(entry.lane), []).append(entry)
+        for members in by_lane.values():
+            lane = members[0].lane
+            assert lane is not None, "only what was appended can be restored"
+            returning, size = len(members), sum(len(entry.data) for entry in members)
+            lane.waiting.extendleft(reversed(self._merged(lane, members) if lane.ordered else members))
+            self._forget_head(lane)
+            self._add(lane, returning, size)
+            if lane.ordered:
+                self.resolve(lane, returning)
+
+    def discard(self, entry: Entry) -> None:
+        """A waiting entry has settled where it stood: it is subtracted now and skipped when met."""
+        lane = entry.lane
+        assert lane is not None
+        size = len(entry.data)
+        lane.count -= 1
+        lane.size_bytes -= size
+        self.waiting_messages -= 1
+        self.waiting_bytes -= size
+        if not lane.is_muted:
+            self.sendable_messages -= 1
+            self.sendable_bytes -= size
+        dead = len(lane.waiting) - lane.count
+        if dead >= SWEEP_AT_LEAST and dead > lane.count:
+            # The entry being discarded still says WAITING; it is told apart by identity.
+            lane.waiting = deque(each for each in lane.waiting if each.state == WAITING and each is not entry)
+
+    def resolve(self, lane: Lane, entries: int) -> None:
+        """`entries` that had left an ordered lane are settled or restored; the last one unmutes it."""
+        lane.unresolved -= entries
+        assert lane.unresolved >= 0, "an ordered lane resolved more than had left it"
+        if lane.unresolved == 0:
+            self.sendable_messages += lane.count
+            self.sendable_bytes += lane.size_bytes
+            if lane.count:
+                self._enqueue(lane, first=True)
+            else:
+                self._drop(lane)
+
+    # ----------------------------------------------------------------------------------------- looking
+
+    def oldest(self) -> Entry | None:
+        """The sendable entry admitted first, as far as lane heads tell (a lane's head is its oldest)."""
+        while self._heads:
+            at, _, lane = self._heads[0]
+            if lane.head_at == at and not lane.is_muted:
+                head = self._head(lane)
+                if head is not None and head.admitted_at == at:
+                    return head
+                lane.head_at = -1.0
+                if head is not None:
+                    heapq.heapreplace(self._heads, (head.admitted_at, next(self._ticks), lane))
+                    lane.head_at = head.admitted_at
+                    continue
+            elif lane.head_at == at:
+                lane.head_at = -1.0
+            heapq.heappop(self._heads)
+        return None
+
+    def has_alone(self) -> bool:
+        """Something waits that needs no company."""
+        return self._alone.count > 0
+
+    def __iter__(self) -> Iterator[Entry]:
+        """Every waiting entry, in no particular order of lanes."""
+        for lane in (self._default, self._alone, *self._lanes.values()):
+            for entry in lane.waiting:
+                if entry.state == WAITING:
+                    yield entry
+
+    @property
+    def lanes(self) -> list[Lane]:
+        """Every lane there is."""
+        return [self._default, self._alone, *self._lanes.values()]
+
+    # ---------------------------------------------------------------------------------------- choosing
+
+    def take(self) -> Batch | None:
+        """The next batch, by deficit round robin over the ready lanes."""
+        entries: list[Entry] = []
+        size = 0
+        ring = self._ring
+        touched: dict[int, tuple[Lane, int]] = {}
+        is_full = False
+        while ring and not is_full:
+            lane = ring[0]
+            if lane.count == 0 or lane.is_muted:
+                ring.popleft()
+                lane.is_queued = False
+                lane.deficit = 0
+                continue
+            if lane.deficit <= 0:
+                lane.deficit = self._quantum if len(ring) == 1 else lane.deficit + self._quantum
+            before = len(entries)
+            size, is_full = self._take_from(lane, entries, size)
+            taken = len(entries) - before
+            if taken and lane.ordered:
+                earlier = touched.get(id(lane), (lane, 0))[1]
+                touched[id(lane)] = (lane, earlier + taken)
+            if lane.deficit <= 0 and not is_full:
+                ring.rotate(-1)
+        for lane, left in touched.values():
+            self._mute(lane, left)
+        if not entries:
+            return None
+        return Batch(entries, size, "", single=entries[0].single, has_ordered=bool(touched))
+
+    def take_alone(self) -> Batch | None:
+        """The next message that travels alone, with nothing else being due."""
+        entry = self._head(self._alone)
+        if entry is None:
+            return None
+        self._alone.waiting.popleft()
+        self._remove(self._alone, 1, len(entry.data))
+        return Batch([entry], len(entry.data), "single", single=entry.single)
+
+    def _take_from(self, lane: Lane, entries: list[Entry], size: int) -> tuple[int, bool]:
+        """Move entries of one lane into the batch until its turn, its entries or the batch ends."""
+        waiting = lane.waiting
+        space = self._max_bytes - 2  # the brackets; each entry costs its comma, too
+        taken = taken_bytes = 0
+        is_full = False
+        while waiting and lane.deficit > 0:
+            entry = waiting[0]
+            if entry.state != WAITING:
+                waiting.popleft()
+                continue
+            cost = len(entry.data)
+            if entries and (entry.single is not None or size + cost + len(entries) > space):
+                is_full = True
+                break
+            waiting.popleft()
+            entries.append(entry)
+            size += cost
+            taken += 1
+            taken_bytes += cost
+            lane.deficit -= cost
+            if entry.single is not None or len(entries) == self._max_messages or size >= space:
+                is_full = True
+                break
+        self._remove(lane, taken, taken_bytes)
+        if lane.count == 0:
+            lane.deficit = 0
+        return size, is_full
+
+    # --------------------------------------------------------------------------------------- book-keeping
+
+    def _lane_of(self, entry: Entry) -> Lane:
+        if entry.queue is None:
+            return self._default if entry.single is None else self._alone
+        lane = self._lanes.get(entry.queue)
+        if lane is None:
+            lane = self._lanes[entry.queue] = Lane(entry.queue, True, deque())
+        return lane
+
+    def _add(self, lane: Lane, messages: int, size: int) -> None:
+        lane.count += messages
+        lane.size_bytes += size
+        self.waiting_messages += messages
+        self.waiting_bytes += size
+        if not lane.is_muted:
+            self.sendable_messages += messages
+            self.sendable_bytes += size
+            self._enqueue(lane, first=False)
+
+    def _remove(self, lane: Lane, messages: int, size: int) -> None:
+        """Take live entries of a lane that is not muted out of every count."""
+        lane.count -= messages
+        lane.size_bytes -= size
+        self.waiting_messages -= messages
+        self.waiting_bytes -= size
+        self.sendable_messages -= messages
+        self.sendable_bytes -= size
+
+    def _enqueue(self, lane: Lane, *, first: bool) -> None:
+        if not lane.is_queued:
+            lane.is_queued = True
+            if first:
+                self._ring.appendleft(lane)
+            else:
+                self._ring.append(lane)
+        if lane.head_at < 0.0 and (head := self._head(lane)) is not None:
+            lane.head_at = head.admitted_at
+            heapq.heappush(self._heads, (head.admitted_at, next(self._ticks), lane))
+
+    def _forget_head(self, lane: Lane) -> None:
+        lane.head_at = -1.0  # its place in the heap is stale now and skipped when met
+
+    def _mute(self, lane: Lane, left: int) -> None:
+        if lane.unresolved == 0:
+            self.sendable_messages -= lane.count
+            self.sendable_bytes -= lane.size_bytes
+        lane.unresolved += left
+        self._forget_head(lane)
+
+    def _drop(self, lane: Lane) -> None:
+        """An idle ordered lane costs nothing: it is made anew when its queue is used again."""
+        if lane.key is not None and self._lanes.get(lane.key) is lane:
+            del self._lanes[lane.key]
+
+    @staticmethod
+    def _head(lane: Lane) -> Entry | None:
+        waiting = lane.waiting
+        while waiting:
+            if waiting[0].state == WAITING:
+                return waiting[0]
+            waiting.popleft()
+        return None
+
+    @staticmethod
+    def _merged(lane: Lane, members: list[Entry]) -> list[Entry]:
+        """Members with those at the lane's front that were admitted before the last of them, in order."""
+        members.sort(key=_number)
+        last = members[-1].number
+        ahead: list[Entry] = []
+        while lane.waiting and lane.waiting[0].number < last:
+            entry = lane.waiting.popleft()
+            if entry.state == WAITING:
+                ahead.append(entry)
+        return sorted([*members, *ahead], key=_number) if ahead else members
+
+
+def _number(entry: Entry) -> int:
+    return entry.number

@@ -1,0 +1,174 @@
+"""What the core moves about: an `Entry` for each admitted message, a `Batch` for each request.
+
+An entry is the only record a message costs on the good path (the runtime's `Delivery` is an entry); what
+goes wrong with it is kept in a `Trouble` of its own, made at the first failure. Nothing here decides.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final, Protocol
+
+from msgspec import Struct
+
+if TYPE_CHECKING:
+    from collections import deque
+
+    from dispatcher.core.isolation import Isolation
+    from dispatcher.errors import Attempt, Certainty, DeliveryError
+    from dispatcher.message import Message, Receipt
+
+WAITING: Final = 0
+IN_FLIGHT: Final = 1
+BACKING_OFF: Final = 2
+ISOLATED: Final = 3
+SETTLED: Final = 4
+STATES: Final = ("waiting", "in_flight", "backing_off", "isolated", "settled")
+
+CERTAINTIES: Final[dict[Certainty, int]] = {"not_sent": 0, "not_accepted": 1, "unknown": 2, "accepted": 3}
+
+HISTORY_HEAD: Final = 8
+HISTORY_LENGTH: Final = 40
+"""A message remembers its first attempts and its last ones: a limit on everything."""
+
+
+class Rng(Protocol):
+    """The random source the core is given; `random.Random` fits."""
+
+    def uniform(self, a: float, b: float, /) -> float: ...
+
+
+class SingleRequest(Struct, gc=False, frozen=True):
+    """How a message that cannot be batched leaves: a request of its own, with raw bytes as its body."""
+
+    target: str
+    """Path below the base URL, the destination pasted raw: `/v2/publish/https://…`."""
+    headers: dict[str, str]
+
+
+class Trouble(Struct):
+    """What went wrong with an entry so far."""
+
+    first_sent_at: float
+    failures: int = 0
+    error_entries: int = 0
+    certainty: Certainty = "not_sent"
+    window_ends_at: float | None = None
+    """When repeating it stops being safe; the entry's deadline was cut to it."""
+    history: list[Attempt] = []
+
+    def learn(self, certainty: Certainty) -> None:
+        """Certainty only ever gets worse: one unknown outcome stays possible whatever follows it."""
+        if CERTAINTIES[certainty] > CERTAINTIES[self.certainty]:
+            self.certainty = certainty
+
+    def record(self, attempt: Attempt) -> None:
+        """Remember one failed attempt; of very many, the first and the last."""
+        self.failures += 1
+        if len(self.history) >= HISTORY_LENGTH:
+            del self.history[HISTORY_HEAD]
+        self.history.append(attempt)
+
+
+class Lane(Struct, eq=False):
+    """Messages that keep an order among themselves; the default lane keeps none."""
+
+    key: str | None
+    ordered: bool
+    waiting: deque[Entry]
+    count: int = 0
+    """Live entries waiting; withdrawn ones are subtracted at once and skipped when met."""
+    size_bytes: int = 0
+    unresolved: int = 0
+    """Entries of an ordered lane that left and are not settled; above zero the lane is muted."""
+    deficit: int = 0
+    is_queued: bool = False
+    """It stands in the ring of ready lanes."""
+    head_at: float = -1.0
+    """Admission instant under which the lane stands in the heap of heads; negative: it does not."""
+
+    @property
+    def is_muted(self) -> bool:
+        return self.ordered and self.unresolved > 0
+
+
+class Entry(Struct, eq=False):
+    """One admitted, encoded message."""
+
+    message: Message
+    data: bytes
+    """The item's JSON, encoded once; of a single, the raw body."""
+    queue: str | None
+    deduplication_id: str | None
+    idempotent: bool
+    """Repeating it is safe: it carries an id, or is content-deduplicated."""
+    owns_id: bool
+    """The id was drawn by us, so `deduplicated: true` means our own earlier attempt."""
+    admitted_at: float
+    deadline: float
+    single: SingleRequest | None = None
+    lane: Lane | None = None
+    number: int = 0
+    """Order of admission."""
+    epoch: int = 0
+    state: int = WAITING
+    trouble: Trouble | None = None
+    outcome: Receipt | DeliveryError | None = None
+
+    @property
+    def attempts(self) -> tuple[Attempt, ...]:
+        return () if self.trouble is None else tuple(self.trouble.history)
+
+
+class Batch(Struct, eq=False):
+    """One request's worth of entries."""
+
+    entries: list[Entry]
+    size_bytes: int
+    """Sum of the entries' encoded bytes."""
+    reason: str
+    """Why it left: messages, bytes, linger, idle, flush, room, drain, retry, isolation, single."""
+    single: SingleRequest | None = None
+    isolation: Isolation | None = None
+    """Set on a probe."""
+    number: int = 0
+    started_at: float = 0.0
+    timeout: float = 0.0
+    """Seconds this attempt may take."""
+    has_ordered: bool = False
+    """Some of its entries belong to ordered lanes."""
+    has_expired: bool = False
+    """An entry settled at its deadline while this batch was in flight."""
+
+    def body(self) -> bytes:
+        """The request's body."""
+        if self.single is not None:
+            return self.entries[0].data
+        return b"[" + b",".join([entry.data for entry in self.entries]) + b"]"
+
+
+class Reply(Struct, gc=False):
+    """What the service said."""
+
+    status: int
+    body: bytes
+    headers: dict[str, str] = {}
+    """Lower-case names; only those the core reads: `retry-after` and the `ratelimit-…` families."""
+
+
+class Failure(Struct, gc=False):
+    """What the transport says when the service said nothing usable."""
+
+    kind: str
+    """connect, disconnect, timeout, reply."""
+    text: str
+    certainty: Certainty
+    """`not_sent` or `unknown`."""
+
+
+class Step(Struct):
+    """One answer of `Engine.poll`."""
+
+    start: list[Batch]
+    settled: list[Entry]
+    wake_at: float
+    """Monotonic instant of the next poll that could change anything; `inf` if only inputs can."""

@@ -1,0 +1,189 @@
+"""What an answer means, and when to try again: the verdict table, the back-off, the groups that wait.
+
+Retryability is policy, so it is a table here and no attribute of an error. Sources: the protocol's status
+table; full jitter after "Exponential Backoff And Jitter" (delay drawn from 0 to the ceiling), simulated
+against the alternatives on a model of the upstream.
+"""
+
+from __future__ import annotations
+
+import heapq
+from enum import Enum
+from itertools import count
+from typing import TYPE_CHECKING, Final
+
+from msgspec import Struct
+
+from dispatcher.core.batch import Entry, Failure, Reply, Rng
+from dispatcher.core.replies import error_text
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from dispatcher.core.isolation import Isolation
+    from dispatcher.core.limit import Signal
+    from dispatcher.errors import Certainty
+
+MAX_EXPONENT: Final = 30
+RETRY_AFTER_MAX: Final = 60.0
+"""Seconds a Retry-After of a burst may ask for and be believed."""
+
+
+class Verdict(Enum):
+    """What to do with a request's entries."""
+
+    DELIVERED = "delivered"
+    """Settle each by its own position of the reply."""
+    RETRY = "retry"
+    """Try again: all if the service did not take them, the idempotent ones if that is unknown."""
+    SPLIT = "split"
+    """Some item spoils the request: find it; alone, it is rejected."""
+    HALT = "halt"
+    """The token or the URL is refused."""
+
+
+class Ruling(Struct, frozen=True):
+    """A verdict with what follows from it."""
+
+    verdict: Verdict
+    certainty: Certainty
+    signal: Signal
+    cause: str
+    """Short name for metrics and logs, such as `throttled`."""
+    infers: bool = False
+    """A half that passes proves that the culprit is in the other (false for quotas and sizes)."""
+    is_throttle: bool = False
+    may_be_systemic: bool = False
+    """One message's fault or the URL's: three refused alone with nothing accepted decide."""
+
+
+_DELIVERED: Final = Ruling(Verdict.DELIVERED, "accepted", "ok", "accepted")
+_INVALID: Final = Ruling(Verdict.SPLIT, "not_accepted", "neutral", "invalid", infers=True)
+_FORBIDDEN: Final = Ruling(Verdict.SPLIT, "not_accepted", "neutral", "forbidden", may_be_systemic=True)
+_TOO_LARGE: Final = Ruling(Verdict.SPLIT, "not_accepted", "neutral", "too_large")
+_TOKEN: Final = Ruling(Verdict.HALT, "not_accepted", "neutral", "token_refused")
+_REDIRECT: Final = Ruling(Verdict.HALT, "not_accepted", "neutral", "redirected")
+_THROTTLED: Final = Ruling(Verdict.RETRY, "not_accepted", "overload", "throttled", is_throttle=True)
+_TROUBLE: Final = Ruling(Verdict.RETRY, "unknown", "neutral", "server_error")
+_OVERLOADED: Final = Ruling(Verdict.RETRY, "unknown", "overload", "server_error")
+_UNREADABLE: Final = Ruling(Verdict.RETRY, "unknown", "neutral", "unreadable_reply")
+_CONNECT: Final = Ruling(Verdict.RETRY, "not_sent", "overload", "connect_failed")
+_DISCONNECT: Final = Ruling(Verdict.RETRY, "unknown", "neutral", "disconnected")
+_TIMEOUT: Final = Ruling(Verdict.RETRY, "unknown", "timeout", "timed_out")
+
+RULINGS: Final = {
+    400: _INVALID,
+    401: _TOKEN,
+    403: _FORBIDDEN,
+    404: Ruling(Verdict.SPLIT, "not_accepted", "neutral", "invalid", infers=True, may_be_systemic=True),
+    405: _FORBIDDEN,
+    408: _TROUBLE,
+    409: _INVALID,
+    412: _TOO_LARGE,
+    413: _TOO_LARGE,
+    422: _INVALID,
+    429: _THROTTLED,
+    500: _TROUBLE,
+    502: _TROUBLE,
+    503: _OVERLOADED,
+    504: _OVERLOADED,
+}
+"""The protocol's status table; `judge` adds what depends on more than the number."""
+
+FAILURES: Final = {"connect": _CONNECT, "disconnect": _DISCONNECT, "timeout": _TIMEOUT, "reply": _DISCONNECT}
+
+
+def judge(answer: Reply | Failure) -> Ruling:
+    """What the answer to one request means for the request as a whole."""
+    if isinstance(answer, Failure):
+        return FAILURES[answer.kind]
+    status = answer.status
+    if 200 <= status < 300:
+        return _DELIVERED
+    if status == 503 and "retry-after" in answer.headers:
+        return _THROTTLED
+    if status == 500 and b"maxMessageSize" in answer.body:
+        return _TOO_LARGE
+    found = RULINGS.get(status)
+    if found is not None:
+        return found
+    if 300 <= status < 400:
+        return _REDIRECT
+    return _FORBIDDEN if 400 <= status < 500 else _TROUBLE
+
+
+UNREADABLE: Final = _UNREADABLE
+"""The ruling on a 2xx whose body does not match the request."""
+
+
+def describe(answer: Reply | Failure) -> str:
+    """The answer in a few words, for an attempt's record."""
+    if isinstance(answer, Failure):
+        return answer.text
+    words = error_text(answer.body) if answer.body else ""
+    return f"{answer.status} {words}".rstrip()
+
+
+def retry_after(answer: Reply | Failure) -> float:
+    """Seconds the service asked us to wait, 0 if it did not say (or not in seconds)."""
+    if isinstance(answer, Failure):
+        return 0.0
+    try:
+        seconds = float(answer.headers.get("retry-after", ""))
+    except ValueError:
+        return 0.0
+    return min(seconds, RETRY_AFTER_MAX) if seconds > 0.0 else 0.0
+
+
+def backoff(rng: Rng, base: float, ceiling: float, failures: int) -> float:
+    """Full jitter: seconds before the attempt that follows `failures` failed ones."""
+    return rng.uniform(0.0, min(ceiling, base * 2.0 ** min(max(failures - 1, 0), MAX_EXPONENT)))
+
+
+class Group(Struct, eq=False):
+    """Entries that failed together and wait out one delay together."""
+
+    due_at: float
+    entries: list[Entry]
+    isolation: Isolation | None = None
+    """Of a probe, which is repeated whole: its isolation is not told of an outage."""
+
+
+class Backoffs:
+    """A heap of groups by the instant they are due."""
+
+    __slots__ = ("_heap", "_ticks")
+
+    def __init__(self) -> None:
+        self._heap: list[tuple[float, int, Group]] = []
+        self._ticks = count()
+
+    @property
+    def next_at(self) -> float:
+        """When the next group is due; `inf` if none is."""
+        return self._heap[0][0] if self._heap else float("inf")
+
+    def add(self, group: Group) -> None:
+        """Let a group wait until its `due_at`."""
+        heapq.heappush(self._heap, (group.due_at, next(self._ticks), group))
+
+    def pop_due(self, now: float) -> Group | None:
+        """The next group whose time has come."""
+        return heapq.heappop(self._heap)[2] if self._heap and self._heap[0][0] <= now else None
+
+    def clip(self, latest: float) -> None:
+        """No group waits past `latest` (a drain has to end)."""
+        groups = [group for _, _, group in self._heap]
+        self._heap.clear()
+        for group in groups:
+            group.due_at = min(group.due_at, latest)
+            self.add(group)
+
+    def clear(self) -> list[Group]:
+        """Take every group out."""
+        groups = [group for _, _, group in sorted(self._heap, key=lambda item: item[:2])]
+        self._heap.clear()
+        return groups
+
+    def __iter__(self) -> Iterator[Group]:
+        return (group for _, _, group in self._heap)

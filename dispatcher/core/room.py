@@ -1,0 +1,119 @@
+"""Room: how much may be held, and who waits for more.
+
+Numbers only: a waiter is any object of the caller's, handed back when its room is reserved. Waiters are
+served first come first served (a large head blocks smaller ones: that is fair), and only once what is
+held has fallen below `resume_below`, so that a full queue does not wake a producer for each message.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Generic, TypeVar
+
+from msgspec import Struct
+
+T = TypeVar("T")
+
+
+class Ticket(Struct, Generic[T], eq=False):
+    """One waiter's place in the line."""
+
+    waiter: T
+    size_bytes: int
+    is_cancelled: bool = False
+
+
+class Room(Generic[T]):
+    """Counts of messages and bytes under two bounds.
+
+    Room is reserved on admission and released when a message settles.
+    """
+
+    __slots__ = ("_line", "_resume_bytes", "_resume_messages", "_resuming", "_waiting", "held_bytes",
+                 "held_messages", "max_bytes", "max_messages")  # fmt: skip
+
+    def __init__(self, max_messages: int, max_bytes: int, resume_below: float) -> None:
+        self.max_messages = max_messages
+        self.max_bytes = max_bytes
+        self.held_messages = 0
+        self.held_bytes = 0
+        self._resume_messages = max_messages * resume_below
+        self._resume_bytes = max_bytes * resume_below
+        self._line: deque[Ticket[T]] = deque()
+        self._waiting = 0
+        self._resuming = False
+
+    @property
+    def waiting(self) -> int:
+        """How many wait for room."""
+        return self._waiting
+
+    def try_take(self, size_bytes: int) -> bool:
+        """Reserve room for one message now; never past those who wait."""
+        if self._waiting or not self._fits(size_bytes):
+            return False
+        self.held_messages += 1
+        self.held_bytes += size_bytes
+        return True
+
+    def wait(self, waiter: T, size_bytes: int) -> Ticket[T]:
+        """Join the line."""
+        ticket = Ticket(waiter, size_bytes)
+        self._line.append(ticket)
+        self._waiting += 1
+        return ticket
+
+    def cancel(self, ticket: Ticket[T]) -> None:
+        """Leave the line; a granted ticket is no longer in it (its room is released by settling)."""
+        if not ticket.is_cancelled:
+            ticket.is_cancelled = True
+            self._waiting -= 1
+
+    def release(self, messages: int, size_bytes: int) -> None:
+        """Give back what settled."""
+        self.held_messages -= messages
+        self.held_bytes -= size_bytes
+        assert self.held_messages >= 0, "more was released than taken"
+        assert self.held_bytes >= 0, "more bytes were released than taken"
+
+    def grants(self) -> list[T]:
+        """The waiters whose room is reserved by this call, in the order in which they came."""
+        granted: list[T] = []
+        while self._waiting:
+            ticket = self._line[0]
+            if ticket.is_cancelled:
+                self._line.popleft()
+                continue
+            if not self._may_grant(ticket.size_bytes):
+                break
+            self._line.popleft()
+            ticket.is_cancelled = True  # served: a later cancel must not count it again
+            self._waiting -= 1
+            self.held_messages += 1
+            self.held_bytes += ticket.size_bytes
+            granted.append(ticket.waiter)
+        if not self._waiting:
+            self._line.clear()
+            self._resuming = False
+        return granted
+
+    def dismiss(self) -> list[T]:
+        """Everyone who waits, sent away without room."""
+        dismissed = [ticket.waiter for ticket in self._line if not ticket.is_cancelled]
+        for ticket in self._line:
+            ticket.is_cancelled = True
+        self._line.clear()
+        self._waiting = 0
+        return dismissed
+
+    def _may_grant(self, size_bytes: int) -> bool:
+        if not self._resuming:
+            self._resuming = (
+                self.held_messages < self._resume_messages and self.held_bytes < self._resume_bytes
+            ) or self.held_messages == 0
+        if self._resuming and not self._fits(size_bytes):
+            self._resuming = self.held_messages == 0
+        return self._resuming and self._fits(size_bytes)
+
+    def _fits(self, size_bytes: int) -> bool:
+        return self.held_messages < self.max_messages and self.held_bytes + size_bytes <= self.max_bytes

@@ -1,0 +1,343 @@
+"""What an answer does to the entries of its request: settled, put back, isolated.
+
+One function a verdict; the verdicts themselves stand in `core.retry`. Called by the engine only, which
+owns every structure that is changed here.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from dispatcher.core import failures, retry
+from dispatcher.core.batch import BACKING_OFF, IN_FLIGHT, ISOLATED, SETTLED, Entry, Failure, Reply, Trouble
+from dispatcher.core.isolation import Isolation
+from dispatcher.core.replies import (
+    Accepted,
+    AcceptedByGroup,
+    NotAccepted,
+    Outcome,
+    error_text,
+    read_reply,
+    read_single_reply,
+)
+from dispatcher.core.retry import Group, Ruling, Verdict
+from dispatcher.core.tally import add
+from dispatcher.errors import Attempt, Certainty
+from dispatcher.message import Receipt
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from dispatcher.core.batch import Batch
+    from dispatcher.core.engine import Engine
+    from dispatcher.errors import DeliveryError
+
+SAFE_SECONDS: Final = 570.0
+"""The service knows an id for ten minutes; half a minute of it is for clocks and the way there."""
+FIRST_CONTACT_WORDS: Final = "nothing was ever accepted under this URL and token"
+
+
+def apply_answer(
+    engine: Engine, batch: Batch, answer: Reply | Failure, now: float, *, was_reached: bool
+) -> None:
+    """Settle, put back or isolate every entry of an answered request."""
+    ruling = retry.judge(answer)
+    outcomes: Sequence[Outcome] = ()
+    if isinstance(answer, Reply) and ruling.verdict is Verdict.DELIVERED:
+        read = _read(batch, answer)
+        ruling, outcomes = (retry.UNREADABLE, ()) if read is None else (ruling, read)
+    tally = engine.tally
+    add(tally.requests, str(answer.status) if isinstance(answer, Reply) else answer.kind)
+    tally.request_seconds.observe(now - batch.started_at)
+    engine.limit.observe(ruling.signal, started_at=batch.started_at, now=now, was_reached=was_reached)
+    live = batch.entries
+    if batch.has_expired:
+        live = [entry for entry in live if entry.state == IN_FLIGHT]
+        _resolve(engine, [entry for entry in batch.entries if entry.state == SETTLED])
+    if outcomes:
+        _deliver(engine, batch, outcomes, now)
+    else:
+        _not_delivered(engine, batch, live, ruling, answer, now)
+
+
+def _not_delivered(
+    engine: Engine, batch: Batch, live: list[Entry], ruling: Ruling, answer: Reply | Failure, now: float
+) -> None:
+    note(engine, batch, live, ruling.certainty, retry.describe(answer), now)
+    if isinstance(answer, Reply) and ruling.verdict is Verdict.SPLIT:
+        _split(engine, batch, live, ruling, answer, now)
+    elif isinstance(answer, Reply) and ruling.verdict is Verdict.HALT:
+        _halt(engine, batch, live, ruling, answer, now)
+    else:
+        put_back(engine, live, ruling, now, pause=retry.retry_after(answer), isolation=batch.isolation)
+
+
+# ------------------------------------------------------------------------------------------- delivered
+
+
+def _read(batch: Batch, reply: Reply) -> Sequence[Outcome] | None:
+    if batch.single is not None:
+        outcome = read_single_reply(reply.body)
+        return None if outcome is None else [outcome]
+    first = batch.entries[0].message.destination
+    is_group = "://" not in first and not first.startswith("api/")
+    return read_reply(reply.body, len(batch.entries), is_group=is_group)
+
+
+def _deliver(engine: Engine, batch: Batch, outcomes: Sequence[Outcome], now: float) -> None:
+    """Settle each entry by its own position."""
+    delivered: list[Entry] = []
+    failed: list[tuple[Entry, Outcome]] = []
+    for entry, outcome in zip(batch.entries, outcomes, strict=True):
+        if type(outcome) is Accepted or type(outcome) is AcceptedByGroup:
+            if entry.state != IN_FLIGHT:
+                engine.tally.late += 1
+                continue
+            entry.outcome = _receipt(entry, outcome, batch.started_at)
+            entry.state = SETTLED
+            delivered.append(entry)
+        elif entry.state == IN_FLIGHT:
+            failed.append((entry, outcome))
+    if delivered:
+        engine.gate.on_accepted()
+        _settle_delivered(engine, batch, delivered, now)
+    if batch.isolation is not None:
+        batch.isolation.on_accepted()
+    if failed:
+        if batch.has_ordered:
+            _count_violations(engine, batch, outcomes)
+        _retry_alone(engine, batch, failed, now)
+
+
+def _receipt(entry: Entry, outcome: Accepted | AcceptedByGroup, started_at: float) -> Receipt:
+    trouble = entry.trouble
+    attempts = 1 if trouble is None else trouble.failures + 1
+    doubled = (
+        trouble is not None
+        and trouble.certainty == "unknown"
+        and started_at > trouble.first_sent_at + SAFE_SECONDS
+    )
+    if isinstance(outcome, Accepted):
+        # Our own id can only have been seen in our own earlier attempt: that is a delivery, no duplicate.
+        deduplicated = outcome.deduplicated and not entry.owns_id
+        return Receipt(outcome.message_id, deduplicated, entry.deduplication_id, attempts, doubled)
+    endpoints = outcome.endpoints
+    deduplicated = not entry.owns_id and any(endpoint.deduplicated for endpoint in endpoints)
+    return Receipt(None, deduplicated, entry.deduplication_id, attempts, doubled, endpoints)
+
+
+def _settle_delivered(engine: Engine, batch: Batch, entries: list[Entry], now: float) -> None:
+    whole = len(entries) == len(batch.entries)
+    size = batch.size_bytes if whole else sum(len(entry.data) for entry in entries)
+    engine.counts[IN_FLIGHT] -= len(entries)
+    engine.room.release(len(entries), size)
+    engine.release_epochs(entries)
+    engine.settled_total += len(entries)
+    engine.settled += entries
+    engine.tally.delivered(entries, batch.started_at, now)
+    if batch.has_ordered:
+        _resolve(engine, entries)
+
+
+def _resolve(engine: Engine, entries: list[Entry]) -> None:
+    """These are settled and no longer out: their ordered lanes may go on."""
+    for entry in entries:
+        if entry.queue is not None and entry.lane is not None:
+            engine.lanes.resolve(entry.lane, 1)
+
+
+def _retry_alone(engine: Engine, batch: Batch, failed: list[tuple[Entry, Outcome]], now: float) -> None:
+    """Error entries: only they are tried again, a few times, and not their neighbours."""
+    again: dict[Certainty, list[Entry]] = {"not_accepted": [], "unknown": []}
+    for entry, outcome in failed:
+        text = outcome.text if not isinstance(outcome, Accepted | AcceptedByGroup) else ""
+        certainty: Certainty = "not_accepted" if isinstance(outcome, NotAccepted) else "unknown"
+        note(engine, batch, [entry], certainty, f"error entry: {text}", now)
+        assert entry.trouble is not None
+        entry.trouble.error_entries += 1
+        if entry.trouble.error_entries < engine.config.retry.error_entry_attempts:
+            again[certainty].append(entry)
+        elif certainty == "unknown":
+            _settle_failed(engine, entry, failures.unknown(entry, text), "unknown")
+        else:
+            _settle_failed(engine, entry, failures.rejected(entry, 200, text), "rejected")
+    for certainty, entries in again.items():
+        ruling = Ruling(Verdict.RETRY, certainty, "neutral", "error_entry")
+        if entries:
+            _put_back_alone(engine, batch, entries, ruling, now)
+
+
+def _put_back_alone(engine: Engine, batch: Batch, entries: list[Entry], ruling: Ruling, now: float) -> None:
+    """Put entries back as ordinary ones; what their lanes still have in the isolation must follow them."""
+    lanes = {id(entry.lane) for entry in entries if entry.queue is not None}
+    if batch.isolation is not None and lanes:
+        followers = batch.isolation.extract(lanes)
+        _shift(engine, followers, ISOLATED, IN_FLIGHT)
+        entries = entries + followers
+    put_back(engine, entries, ruling, now)
+
+
+def _count_violations(engine: Engine, batch: Batch, outcomes: Sequence[Outcome]) -> None:
+    """The service's own exception to order: it refused one entry and took a later one of the same lane."""
+    accepted_later: set[int] = set()
+    for entry, outcome in zip(reversed(batch.entries), reversed(outcomes), strict=True):
+        if entry.queue is None:
+            continue
+        if isinstance(outcome, Accepted | AcceptedByGroup):
+            accepted_later.add(id(entry.lane))
+        elif id(entry.lane) in accepted_later:
+            engine.tally.order_violations += 1
+
+
+# --------------------------------------------------------------------------------------- not delivered
+
+
+def note(
+    engine: Engine, batch: Batch, entries: list[Entry], certainty: Certainty, text: str, now: float
+) -> None:
+    """Record a failed attempt on each entry, and cut deadlines to the window in which repeating is safe."""
+    for entry in entries:
+        trouble = entry.trouble
+        if trouble is None:
+            trouble = entry.trouble = Trouble(batch.started_at)
+        trouble.record(Attempt(batch.started_at - entry.admitted_at, text, now - batch.started_at))
+        trouble.learn(certainty)
+        if trouble.certainty == "unknown" and engine.config.after_window == "fail":
+            window_ends_at = trouble.first_sent_at + SAFE_SECONDS
+            if window_ends_at < entry.deadline:
+                trouble.window_ends_at = entry.deadline = window_ends_at
+                engine.next_expiry = min(engine.next_expiry, window_ends_at)
+
+
+def put_back(
+    engine: Engine,
+    entries: list[Entry],
+    ruling: Ruling,
+    now: float,
+    *,
+    pause: float = 0.0,
+    isolation: Isolation | None = None,
+) -> None:
+    """Let entries wait for another attempt; those that cannot have one settle.
+
+    `pause` is what the service asked for, in seconds. With `isolation` they are a probe, repeated whole.
+    """
+    config, kept = engine.config.retry, []
+    for entry in entries:
+        trouble = entry.trouble
+        if ruling.certainty == "unknown" and not entry.idempotent:
+            why = "without a deduplication id it is not repeated"
+            _settle_failed(engine, entry, failures.unknown(entry, why), "unknown")
+        elif config.max_attempts is not None and trouble and trouble.failures >= config.max_attempts:
+            _settle_failed(engine, entry, failures.exhausted(entry), "retries_exhausted")
+        else:
+            kept.append(entry)
+    if not kept:
+        if isolation is not None:
+            isolation.on_void()
+        return
+    add(engine.tally.retried, ruling.cause, len(kept))
+    _shift(engine, kept, IN_FLIGHT, BACKING_OFF)
+    if isolation is not None:
+        _back_off(engine, kept, isolation, ruling, pause, now)
+        return
+    by_failures: dict[int, list[Entry]] = {}
+    for entry in kept:
+        by_failures.setdefault(entry.trouble.failures if entry.trouble else 0, []).append(entry)
+    for group in by_failures.values():
+        _back_off(engine, group, None, ruling, pause, now)
+
+
+def _back_off(
+    engine: Engine,
+    entries: list[Entry],
+    isolation: Isolation | None,
+    ruling: Ruling,
+    pause: float,
+    now: float,
+) -> None:
+    config, rng = engine.config.retry, engine.rng
+    failures_so_far = max(entry.trouble.failures if entry.trouble else 0 for entry in entries)
+    if pause:
+        delay = pause + rng.uniform(0.0, min(0.25, pause / 4))
+    else:
+        base = config.throttle_base if ruling.is_throttle else config.base
+        delay = retry.backoff(rng, base, config.max_delay, failures_so_far)
+    due_at = now + delay
+    if engine.is_draining:
+        due_at = min(due_at, max(now, engine.drain_at - 1.0))
+    engine.backoffs.add(Group(due_at, entries, isolation))
+
+
+def _split(engine: Engine, batch: Batch, live: list[Entry], ruling: Ruling, reply: Reply, now: float) -> None:
+    """Some item spoils the request: alone it is rejected, in company it is searched for."""
+    words = error_text(reply.body)
+    isolation = batch.isolation
+    if isolation is not None:
+        culprit = isolation.on_refused(infers=ruling.infers)
+        if culprit is None:
+            _shift(engine, live, IN_FLIGHT, ISOLATED)
+        elif live:
+            _reject(engine, culprit, ruling, reply, now)
+        return
+    if len(batch.entries) == 1:
+        for entry in live:
+            _reject(engine, entry, ruling, reply, now)
+        return
+    safe = [entry for entry in live if entry.idempotent]
+    for entry in live:
+        if not entry.idempotent:
+            why = f"its batch was refused with {reply.status} ({words}), and without an id it is not repeated"
+            _settle_failed(engine, entry, failures.unknown(entry, why), "unknown")
+    if safe:
+        _shift(engine, safe, IN_FLIGHT, ISOLATED)
+        engine.tally.isolations += 1
+        whole = len(safe) == len(batch.entries)
+        engine.isolations.append(Isolation(safe, is_whole=whole, infers=ruling.infers, text=words))
+
+
+def _reject(engine: Engine, entry: Entry, ruling: Ruling, reply: Reply, now: float) -> None:
+    words = error_text(reply.body)
+    _settle_failed(engine, entry, failures.rejected(entry, reply.status, words), "rejected")
+    if ruling.may_be_systemic and engine.gate.on_lone_refusal(reply.status, words, now):
+        fail_parked(engine, now)
+
+
+def _halt(engine: Engine, batch: Batch, live: list[Entry], ruling: Ruling, reply: Reply, now: float) -> None:
+    """The token or the URL is refused: on first contact everything fails, later it is tried again."""
+    words = error_text(reply.body) or FIRST_CONTACT_WORDS
+    if 300 <= reply.status < 400:
+        words = f"it answers with a redirect to {reply.headers.get('location', '?')}; check the base URL"
+    if not engine.gate.on_refused(reply.status, words, now):
+        pause = engine.config.retry.throttle_base
+        put_back(engine, live, ruling, now, pause=pause, isolation=batch.isolation)
+        return
+    refusal = engine.gate.refusal
+    assert refusal is not None
+    for entry in live:
+        _settle_failed(engine, entry, failures.halted(entry, refusal, now), "halted")
+    if batch.isolation is not None:
+        batch.isolation.on_void()
+    fail_parked(engine, now)
+
+
+def fail_parked(engine: Engine, now: float) -> None:
+    """The gate refuses: whatever is held and not in flight fails with its reason."""
+    refusal = engine.gate.refusal
+    if refusal is None:
+        return
+    for entry in list(engine.parked()):
+        engine.settle(entry, failures.halted(entry, refusal, now), "halted")
+
+
+def _settle_failed(engine: Engine, entry: Entry, outcome: DeliveryError, word: str) -> None:
+    """Settle an entry of an answered request: unlike one still out, it frees its lane."""
+    engine.settle(entry, outcome, word)
+    _resolve(engine, [entry])
+
+
+def _shift(engine: Engine, entries: list[Entry], before: int, after: int) -> None:
+    for entry in entries:
+        entry.state = after
+    engine.counts[before] -= len(entries)
+    engine.counts[after] += len(entries)

@@ -1,0 +1,242 @@
+"""Messages to bytes: what an item of a batch looks like.
+
+A message is encoded once, at admission; batches join these bytes and retries reuse them. What does not
+change between messages (destination, queue, headers) is a cached prefix, so a message costs one
+`orjson.dumps` of its body.
+
+Facts: the service's batch endpoint, an item is `{"destination", "headers"?, "body"?, "queue"?}`; bytes that
+are not UTF-8 cannot travel in JSON and leave alone, as the body of a publish or enqueue request.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import quote
+
+import orjson
+from msgspec import UNSET, Struct
+
+from dispatcher.checks import check_deduplication_id, check_destination, check_header, check_queue
+from dispatcher.core.batch import SingleRequest
+from dispatcher.errors import MessageInvalid, MessageTooLarge
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from dispatcher.message import Message
+
+BATCH_PATH: Final = "/v2/batch"
+DEDUPLICATION_ID: Final = "Upstash-Deduplication-Id"
+CONTENT_DEDUPLICATION: Final = "Upstash-Content-Based-Deduplication"
+CACHED_PREFIXES: Final = 4096
+"""Distinct (destination, queue) pairs remembered for one `Options`; past it the cache starts anew."""
+_ID_KEY: Final = b'"Upstash-Deduplication-Id":'
+_RAW_TARGET_SAFE: Final = "".join(chr(code) for code in range(0x21, 0x7F))
+
+
+class Encoded(Struct, gc=False):
+    """One message as it will travel."""
+
+    data: bytes
+    deduplication_id: str | None
+    idempotent: bool
+    owns_id: bool
+    single: SingleRequest | None = None
+
+
+class Prefix(Struct, gc=False):
+    """What is the same for every message with this destination, queue and these headers."""
+
+    plain: bytes
+    """The item's JSON up to its body, with the deduplication id that headers or options brought, if any."""
+    reopened: bytes
+    """The same up to the value of an `Upstash-Deduplication-Id` that the message itself will carry."""
+    headers: dict[str, str]
+    """The item's headers without any deduplication id."""
+    given_id: str | None
+    """The deduplication id that headers or options brought."""
+    is_content_deduplicated: bool
+    draws_id: bool
+    """A message without an id of its own gets one from us."""
+
+
+class Encoder:
+    """Validates and encodes messages; one for each dispatcher.
+
+    Args:
+        draw_id: Gives a fresh deduplication id at each call.
+        draws_ids: False with `deduplication = "off"`.
+        max_message_bytes: Bound on a body, in bytes as the service counts it.
+    """
+
+    __slots__ = ("_cache", "_draw_id", "_draws_ids", "_max_message_bytes")
+
+    def __init__(self, draw_id: Callable[[], str], *, draws_ids: bool, max_message_bytes: int) -> None:
+        self._draw_id = draw_id
+        self._draws_ids = draws_ids
+        self._max_message_bytes = max_message_bytes
+        self._cache: dict[object, object] = {}
+
+    def encode(self, message: Message) -> Encoded:
+        """The bytes of one message.
+
+        Raises:
+            MessageInvalid: It would be refused by the service, or spoil its batch.
+            MessageTooLarge: Its body is above the configured bound.
+        """
+        prefix = self._prefix(message)
+        identity, owns_id = message.deduplication_id, False
+        if identity is not None:
+            check_deduplication_id(identity)
+        elif prefix.draws_id:
+            identity, owns_id = self._draw_id(), True
+        body = _text_of(message)
+        if body is None:
+            return self._encode_single(message, prefix, identity, owns_id)
+        if len(body) > self._max_message_bytes:
+            self._check_size(len(orjson.loads(body).encode()))
+        if identity is None:
+            identity, opening = prefix.given_id, prefix.plain
+        else:
+            opening = prefix.reopened + orjson.dumps(identity) + b"}"
+        data = opening + b',"body":' + body + b"}" if body else opening + b"}"
+        return Encoded(data, identity, identity is not None or prefix.is_content_deduplicated, owns_id)
+
+    def _encode_single(
+        self, message: Message, prefix: Prefix, identity: str | None, owns_id: bool
+    ) -> Encoded:
+        body = bytes(message.body)  # type: ignore[arg-type]  # not text: bytes that are not UTF-8
+        self._check_size(len(body))
+        headers = dict(prefix.headers)
+        identity = identity or prefix.given_id
+        if identity is not None:
+            headers[DEDUPLICATION_ID] = identity
+        destination = quote(message.destination, safe=_RAW_TARGET_SAFE)
+        target = (
+            f"/v2/enqueue/{message.queue}/{destination}" if message.queue else f"/v2/publish/{destination}"
+        )
+        single = SingleRequest(target, headers)
+        return Encoded(
+            body, identity, identity is not None or prefix.is_content_deduplicated, owns_id, single
+        )
+
+    def _check_size(self, size: int) -> None:
+        if size > self._max_message_bytes:
+            raise MessageTooLarge(size, self._max_message_bytes)
+
+    def _prefix(self, message: Message) -> Prefix:
+        options = message.options
+        if message.headers is not None:
+            return self._make_prefix(message)
+        cache = self._cache if options is None else options.cache
+        try:
+            key = (message.destination, message.queue, message.json is UNSET, self._draws_ids)
+            found = cache.get(key)
+        except TypeError:
+            found = None  # an unhashable destination: `_make_prefix` says so
+        if isinstance(found, Prefix):
+            return found
+        prefix = self._make_prefix(message)
+        if len(cache) >= CACHED_PREFIXES:
+            cache.clear()
+        cache[key] = prefix
+        return prefix
+
+    def _make_prefix(self, message: Message) -> Prefix:
+        check_destination(message.destination)
+        if message.queue is not None and message.queue != "":
+            check_queue(message.queue)
+        headers = _merged_headers(message)
+        _check_together(message, headers)
+        given_id = _pop_header(headers, DEDUPLICATION_ID)
+        content = (_find_header(headers, CONTENT_DEDUPLICATION) or "").lower() == "true"
+        plain = headers if given_id is None else {**headers, DEDUPLICATION_ID: given_id}
+        reopened = _opening(message, headers or {"": ""})[:-1]
+        return Prefix(
+            plain=_opening(message, plain),
+            reopened=(reopened[: -len(b'"":""')] if not headers else reopened + b",") + _ID_KEY,
+            headers=headers,
+            given_id=given_id,
+            is_content_deduplicated=content,
+            draws_id=self._draws_ids and given_id is None and not content,
+        )
+
+
+def _text_of(message: Message) -> bytes | None:
+    """The body as a JSON string, `b""` if there is none, `None` if it is bytes that are not text."""
+    body = message.body
+    if message.json is not UNSET:
+        if body is not None:
+            raise MessageInvalid("`body` and `json` are both given; a message has one body")
+        try:
+            return orjson.dumps(orjson.dumps(message.json).decode())
+        except (TypeError, orjson.JSONEncodeError) as error:
+            raise MessageInvalid(f"`json` cannot be written: {error}") from None
+    if body is None:
+        return b""
+    if isinstance(body, str):
+        if body == "":
+            return b""
+        try:
+            return orjson.dumps(body)
+        except (TypeError, orjson.JSONEncodeError):
+            raise MessageInvalid("`body` holds a lone surrogate; a batch carries only Unicode text") from None
+    if not isinstance(body, bytes | bytearray | memoryview):
+        raise MessageInvalid(
+            f"`body` is {type(body).__name__}; allowed are str and bytes, other values as `json=`"
+        )
+    try:
+        return orjson.dumps(str(body, "utf-8")) if len(body) else b""
+    except UnicodeDecodeError:
+        return None
+
+
+def _merged_headers(message: Message) -> dict[str, str]:
+    headers = {} if message.options is None else dict(message.options.compiled)
+    own: Mapping[str, str] = message.headers or {}
+    seen: set[str] = set()
+    for name, value in own.items():
+        check_header(name, value)
+        folded = name.lower()
+        if folded in seen:
+            raise MessageInvalid(f"`{name}` is given twice in `headers`; names are case-insensitive")
+        seen.add(folded)
+        _pop_header(headers, name)
+        headers[name] = value
+    if message.json is not UNSET and _find_header(headers, "Content-Type") is None:
+        headers["Content-Type"] = "application/json"
+    return headers
+
+
+def _check_together(message: Message, headers: dict[str, str]) -> None:
+    if not message.queue:
+        return
+    for name in ("Upstash-Delay", "Upstash-Not-Before"):
+        if _find_header(headers, name) is not None:
+            raise MessageInvalid(
+                f"`{name}` together with a queue is refused by the service; leave one of them out"
+            )
+
+
+def _find_header(headers: dict[str, str], name: str) -> str | None:
+    folded = name.lower()
+    return next((value for key, value in headers.items() if key.lower() == folded), None)
+
+
+def _pop_header(headers: dict[str, str], name: str) -> str | None:
+    folded = name.lower()
+    found = next((key for key in headers if key.lower() == folded), None)
+    return None if found is None else headers.pop(found)
+
+
+def _opening(message: Message, headers: dict[str, str]) -> bytes:
+    """The item's JSON without its body and its closing brace."""
+    item: dict[str, Any] = {"destination": message.destination}
+    if message.queue:
+        item["queue"] = message.queue
+    if headers:
+        item["headers"] = headers
+    try:
+        return orjson.dumps(item)[:-1]
+    except (TypeError, orjson.JSONEncodeError) as error:
+        raise MessageInvalid(f"the item cannot be written as JSON: {error}") from None

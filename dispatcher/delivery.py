@@ -1,0 +1,104 @@
+"""What `put` gives: a `Delivery`, the admitted message as its producer sees it.
+
+It *is* the core's entry, so a message costs one record. Futures are made for those who wait and only then;
+there is no callback for a message. Waiting for it is a matter of the waiter: cancelling one cancels nothing
+else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+from dispatcher.core.batch import Entry
+from dispatcher.message import Receipt
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator
+
+    from dispatcher.errors import DeliveryError
+
+Waiter = asyncio.Future[None]
+
+
+class Delivery(Entry, eq=False):
+    """One admitted message; await it, any number of times, for its receipt.
+
+    Raises on awaiting:
+        DeliveryError: The message was not confirmed; the error's class says why, `certainty` what is known.
+    """
+
+    waiters: Waiter | list[Waiter] | None = None
+    is_claimed: bool = False
+    """Someone will look at the outcome: a failure is not reported as unawaited."""
+    take_back: Callable[[Entry], bool] | None = None
+
+    def __await__(self) -> Generator[Any, None, Receipt]:
+        if self.outcome is None:
+            yield from self.wait().__await__()
+        return self.result()
+
+    def done(self) -> bool:
+        """Has it settled, either way?"""
+        return self.outcome is not None
+
+    def result(self) -> Receipt:
+        """The receipt of a settled delivery.
+
+        Raises:
+            DeliveryError: It failed.
+            asyncio.InvalidStateError: It has not settled yet.
+        """
+        outcome = self.outcome
+        if isinstance(outcome, Receipt):
+            return outcome
+        if outcome is None:
+            raise asyncio.InvalidStateError("the delivery has not settled; await it")
+        raise outcome.with_traceback(None)
+
+    def exception(self) -> DeliveryError | None:
+        """The error of a settled delivery that failed, `None` of one that is delivered.
+
+        Raises:
+            asyncio.InvalidStateError: It has not settled yet.
+        """
+        if self.outcome is None:
+            raise asyncio.InvalidStateError("the delivery has not settled; await it")
+        return None if isinstance(self.outcome, Receipt) else self.outcome
+
+    def withdraw(self) -> bool:
+        """Take the message back; false if it is too late because it may have left."""
+        return self.take_back is not None and self.take_back(self)
+
+    def wait(self) -> Waiter:
+        """A future of the running loop that is done once this has settled."""
+        waiter: Waiter = asyncio.get_running_loop().create_future()
+        waiters = self.waiters
+        if self.outcome is not None:
+            waiter.set_result(None)
+        elif waiters is None:
+            self.waiters = waiter
+        elif isinstance(waiters, list):
+            waiters.append(waiter)
+        else:
+            self.waiters = [waiters, waiter]
+        return waiter
+
+    def wake(self) -> bool:
+        """Wake everyone who waits; false if nobody did. Called by the pump once it has settled."""
+        waiters, self.waiters = self.waiters, None
+        if waiters is None:
+            return False
+        woken = False
+        for waiter in waiters if isinstance(waiters, list) else (waiters,):
+            if not waiter.done():
+                waiter.set_result(None)
+                woken = True
+        return woken
+
+    def __repr__(self) -> str:
+        if self.outcome is None:
+            state = "pending"
+        else:
+            state = "delivered" if isinstance(self.outcome, Receipt) else type(self.outcome).__name__
+        return f"<Delivery {state} of {self.message!r}>"

@@ -1,0 +1,54 @@
+"""Deduplication ids: 128 random bits drawn when a dispatcher opens, and a counter.
+
+Never drawn at import: forked children and restored snapshots would share them, and the service would
+swallow *different* messages as duplicates of each other. For the same reason whoever was open when the
+process forked is told so in the child, and refuses to work there.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import weakref
+from itertools import count
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+class Forkable(Protocol):
+    """Something that must not go on in a forked child."""
+
+    def after_fork(self) -> None:
+        """Called in the child."""
+        ...
+
+
+_open: weakref.WeakSet[Forkable] = weakref.WeakSet()
+
+
+def id_source() -> Callable[[], str]:
+    """A function that gives a fresh id at each call."""
+    opening, numbers = secrets.token_hex(16), count()
+    return lambda: f"{opening}-{next(numbers):x}"
+
+
+def watch(opened: Forkable) -> None:
+    """Have `opened` told if this process forks."""
+    _open.add(opened)
+
+
+def unwatch(closed: Forkable) -> None:
+    """It is closed; a fork is none of its business any more."""
+    _open.discard(closed)
+
+
+def _after_fork() -> None:
+    for opened in list(_open):
+        opened.after_fork()
+    _open.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

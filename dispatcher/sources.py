@@ -1,0 +1,156 @@
+"""Where a configuration's values come from: keywords, the environment, a TOML file, in this order.
+
+Every source is read into the same shape, dotted names and checked values, and the nearest one wins. An
+unknown name is an error that names the nearest right one and never shows the value: it may be a secret.
+Called by `Config.load` only; knows settings, not the classes that hold them.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, NoReturn
+
+from dispatcher.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from dispatcher.settings import Setting
+
+PREFIX: Final = "DISPATCHER_"
+CONFIG_FILE: Final = "DISPATCHER_CONFIG"
+TOKEN_FILE: Final = "DISPATCHER_TOKEN_FILE"  # noqa: S105 - a variable's name
+_MISNAMED: Final = {"DISPATCHER_TOKEN": "QSTASH_TOKEN", "DISPATCHER_URL": "QSTASH_URL"}
+# Kubernetes puts these into the containers beside a Service called `dispatcher`; they are nobody's mistake.
+_SERVICE_LINK: Final = re.compile(
+    r"DISPATCHER_(SERVICE_(HOST|PORT(_\w+)?)|PORT(_\d+_(TCP|UDP|SCTP)(_\w+)?)?)"
+)
+
+
+def read(
+    settings: Sequence[Setting],
+    environment: Mapping[str, str],
+    file: str | Path | None,
+    overrides: Mapping[str, Any],
+) -> dict[str, Any]:
+    """The values that are given anywhere, by dotted name; keywords before the environment before the file.
+
+    Raises:
+        ConfigError: A name is unknown, a value wrong, or a file cannot be read.
+    """
+    path = file or environment.get(CONFIG_FILE)
+    values = _from_file(settings, Path(path)) if path else {}
+    values |= _from_environment(settings, environment)
+    values |= _from_keywords(settings, overrides)
+    return values
+
+
+def within(values: Mapping[str, Any], section: str = "") -> dict[str, Any]:
+    """The values of one section (or those of none), by their bare names."""
+    split = ((path.rpartition("."), value) for path, value in values.items())
+    return {name: value for (owner, _, name), value in split if owner == section}
+
+
+def _from_file(settings: Sequence[Setting], path: Path) -> dict[str, Any]:
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError("file", str(path), f"it cannot be read: {error.strerror}") from None
+    except ValueError as error:  # not UTF-8, or not TOML
+        raise ConfigError("file", str(path), f"wanted is a TOML file: {error}") from None
+    known = {one.path: one for one in settings}
+    values = {}
+    for name, value in _flat(content, _sections(settings)):
+        one = known.get(name) or _refuse_name(name, known, f" (in {path})")
+        values[name] = _checked(one, value, f" (in {path})")
+    return values
+
+
+def _from_environment(settings: Sequence[Setting], environment: Mapping[str, str]) -> dict[str, Any]:
+    known = {one.env: one for one in settings}
+    values = {}
+    for name, text in environment.items():
+        one = known.get(name)
+        if one is None:
+            _check_foreign(name, known)
+        elif text.strip() or one.is_optional:
+            values[one.path] = _parsed(one, text, f" (in {name})")
+    if token_file := environment.get(TOKEN_FILE):
+        values["token"] = _token_in(Path(token_file))
+    return values
+
+
+def _from_keywords(settings: Sequence[Setting], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    known = {one.flat: one for one in settings} | {one.path: one for one in settings}
+    values = {}
+    for name, value in _flat(overrides, _sections(settings)):
+        one = known.get(name) or _refuse_name(name, known)
+        if value is not None or one.is_optional:
+            values[one.path] = _checked(one, value)
+    return values
+
+
+def _sections(settings: Iterable[Setting]) -> set[str]:
+    return {one.path.rpartition(".")[0] for one in settings} - {""}
+
+
+def _flat(given: Mapping[str, Any], sections: set[str]) -> Iterator[tuple[str, Any]]:
+    """Names with dots for what is nested; a section may be a mapping or the record itself."""
+    for name, value in given.items():
+        if name not in sections:
+            yield name, value
+        elif isinstance(value, Mapping):
+            yield from ((f"{name}.{inner}", part) for inner, part in value.items())
+        elif is_dataclass(value):
+            yield from ((f"{name}.{one.name}", getattr(value, one.name)) for one in fields(value))
+        else:
+            raise ConfigError(name, type(value).__name__, "wanted is a section: names and values")
+
+
+def _checked(one: Setting, value: Any, where: str = "") -> Any:
+    # TOML has no null: there `none` is written as text.
+    if one.is_optional and isinstance(value, str) and value.strip().lower() in ("", "none"):
+        return None
+    try:
+        return one.check(value)
+    except ConfigError as error:
+        raise ConfigError(error.field, error.value, error.allowed + where) from None
+
+
+def _parsed(one: Setting, text: str, where: str) -> Any:
+    try:
+        return one.parse(text)
+    except ConfigError as error:
+        raise ConfigError(error.field, error.value, error.allowed + where) from None
+
+
+def _token_in(path: Path) -> str:
+    try:
+        token = path.read_text(encoding="utf-8").strip()
+    except OSError as error:
+        raise ConfigError(TOKEN_FILE, str(path), f"the file cannot be read: {error.strerror}") from None
+    except ValueError:
+        raise ConfigError(TOKEN_FILE, str(path), "wanted is a text file with nothing but the token") from None
+    if not token:
+        raise ConfigError(TOKEN_FILE, str(path), "the file is empty; wanted is the token")
+    return token
+
+
+def _check_foreign(name: str, known: Iterable[str]) -> None:
+    """Other programs' variables are none of our business, a misspelt one of ours is."""
+    if (
+        name.startswith(PREFIX)
+        and name not in (CONFIG_FILE, TOKEN_FILE)
+        and not _SERVICE_LINK.fullmatch(name)
+    ):
+        _refuse_name(name, (*known, CONFIG_FILE, TOKEN_FILE))
+
+
+def _refuse_name(name: str, known: Iterable[str], where: str = "") -> NoReturn:
+    near = _MISNAMED.get(name) or next(iter(get_close_matches(name, known, n=1, cutoff=0.0)), "")
+    raise ConfigError(name, "an unknown setting", f"did you mean `{near}`?{where}")

@@ -1,0 +1,201 @@
+"""Many messages at once: `send_many` and `stream`, on top of a dispatcher's `put`.
+
+Work is done per batch: messages are submitted without a task or a future each, and one wake-up reads all
+that settled together. Outcomes come in the order of the messages; a message that is refused on admission
+takes its place with its error.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterable
+from typing import TYPE_CHECKING, Final
+
+from dispatcher.delivery import Delivery
+from dispatcher.errors import AdmissionError, DispatcherError, QueueFull
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Iterable, Iterator
+
+    from dispatcher.dispatcher import Dispatcher
+    from dispatcher.message import Message, Receipt
+
+BATCHES_A_TURN: Final = 8
+"""Batches submitted before the loop gets its turn: after each it costs a third, after 16 it lags."""
+
+Place = Delivery | AdmissionError
+
+
+async def send_many(
+    dispatcher: Dispatcher, messages: Iterable[Message] | AsyncIterable[Message]
+) -> list[Receipt | DispatcherError]:
+    """See `Dispatcher.send_many`."""
+    places: list[Place] = []
+    turn = BATCHES_A_TURN * dispatcher.config.batch.max_messages
+    if isinstance(messages, AsyncIterable):
+        places.extend([await _place(dispatcher, message) async for message in messages])
+    else:
+        for number, message in enumerate(messages, 1):
+            places.append(_place_now(dispatcher, message) or await _place(dispatcher, message))
+            if number % turn == 0:
+                await asyncio.sleep(0)
+    outcomes: list[Receipt | DispatcherError] = []
+    for place in places:
+        if isinstance(place, Delivery) and place.outcome is None:
+            await place.wait()
+        outcomes.append(_outcome(place))
+    return outcomes
+
+
+async def stream(
+    dispatcher: Dispatcher, messages: Iterable[Message] | AsyncIterable[Message], window: int
+) -> AsyncGenerator[Receipt | DispatcherError, None]:
+    """See `Dispatcher.stream`."""
+    if window < 1:
+        raise ValueError(f"window is {window}; at least 1 outcome must fit")
+    source: _Source = (
+        _Fed(dispatcher, messages, window)
+        if isinstance(messages, AsyncIterable)
+        else _Pulled(dispatcher, iter(messages), window)
+    )
+    places = source.places
+    try:
+        while await source.fill():
+            head = places[0]
+            if isinstance(head, Delivery) and head.outcome is None:
+                await head.wait()
+            for _ in range(dispatcher.config.batch.max_messages):
+                yield _outcome(places.popleft())
+                source.on_read()
+                if not places or (isinstance(places[0], Delivery) and places[0].outcome is None):
+                    break
+    finally:
+        await source.aclose()
+    if source.error is not None:
+        raise source.error
+
+
+class _Source:
+    """Keeps the window of a stream full. An error of the iterable waits until all before it is read."""
+
+    def __init__(self, dispatcher: Dispatcher, window: int) -> None:
+        self.places: deque[Place] = deque()
+        self.error: BaseException | None = None
+        self._dispatcher = dispatcher
+        self._window = window
+
+    async def fill(self) -> bool:
+        """Submit what fits; returns once there is something to read, false at the end."""
+        raise NotImplementedError
+
+    def on_read(self) -> None:
+        """An outcome left the window."""
+
+    async def aclose(self) -> None:
+        """The reader is done."""
+
+
+class _Pulled(_Source):
+    """From an ordinary iterable: pulled as room and window allow, in the reader's own task."""
+
+    def __init__(self, dispatcher: Dispatcher, messages: Iterator[Message], window: int) -> None:
+        super().__init__(dispatcher, window)
+        self._messages: Iterator[Message] | None = messages
+        self._held_back: Message | None = None
+        self._turn = BATCHES_A_TURN * dispatcher.config.batch.max_messages
+
+    async def fill(self) -> bool:
+        for _ in range(self._turn):
+            if len(self.places) >= self._window:
+                break
+            message = self._next()
+            if message is None:
+                break
+            place = _place_now(self._dispatcher, message)
+            if place is None and self.places:
+                self._held_back = message  # no room: what is read next makes some
+                break
+            self.places.append(place or await _place(self._dispatcher, message))
+        else:
+            await asyncio.sleep(0)
+        return bool(self.places)
+
+    def _next(self) -> Message | None:
+        if self._held_back is not None:
+            message, self._held_back = self._held_back, None
+            return message
+        if self._messages is None:
+            return None
+        try:
+            return next(self._messages)
+        except StopIteration:
+            self._messages = None
+        except Exception as error:
+            self._messages, self.error = None, error
+        return None
+
+
+class _Fed(_Source):
+    """From an asynchronous iterable: a task feeds the window, so that a slow source delays no outcome."""
+
+    def __init__(self, dispatcher: Dispatcher, messages: AsyncIterable[Message], window: int) -> None:
+        super().__init__(dispatcher, window)
+        self._changed = asyncio.Event()
+        self._space = asyncio.Event()
+        self._feeder = asyncio.create_task(self._feed(messages))
+        self._feeder.add_done_callback(lambda _: self._changed.set())
+
+    async def fill(self) -> bool:
+        while not self.places:
+            if self._feeder.done():
+                return False
+            self._changed.clear()
+            await self._changed.wait()
+        return True
+
+    def on_read(self) -> None:
+        self._space.set()
+
+    async def aclose(self) -> None:
+        self._feeder.cancel()
+        await asyncio.wait([self._feeder])
+
+    async def _feed(self, messages: AsyncIterable[Message]) -> None:
+        try:
+            async for message in messages:
+                while len(self.places) >= self._window:
+                    self._space.clear()
+                    await self._space.wait()
+                self.places.append(await _place(self._dispatcher, message))
+                self._changed.set()
+        except Exception as error:
+            self.error = error
+
+
+def _place_now(dispatcher: Dispatcher, message: Message) -> Place | None:
+    """Submit at once; `None` if there is no room."""
+    try:
+        delivery = dispatcher.put_nowait(message)
+    except QueueFull:
+        return None
+    except AdmissionError as error:
+        return error
+    delivery.is_claimed = True
+    return delivery
+
+
+async def _place(dispatcher: Dispatcher, message: Message) -> Place:
+    try:
+        delivery = await dispatcher.put(message)
+    except AdmissionError as error:
+        return error
+    delivery.is_claimed = True
+    return delivery
+
+
+def _outcome(place: Place) -> Receipt | DispatcherError:
+    if isinstance(place, Delivery):
+        assert place.outcome is not None
+        return place.outcome
+    return place

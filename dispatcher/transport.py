@@ -1,0 +1,178 @@
+"""The only file that talks to the upstream.
+
+`Transport` is the seam: two ways to post, each giving what the service said (`Reply`) or why it said
+nothing usable (`Failure`), never an exception. `HTTPTransport` is the real one, over aiohttp;
+`dispatcher.testing.ScriptedTransport` is the public fake.
+
+What it must get right is the difference between *not sent* (no connection was made) and *unknown*: that is
+why `ClientTimeout(total=…)`, which cannot tell the two apart, is not used. It never follows a redirect,
+keeps no cookies, and reads proxy settings only when told to.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from typing import TYPE_CHECKING, Final, Protocol
+
+import aiohttp
+from yarl import URL
+
+from dispatcher.core.batch import Failure, Reply
+from dispatcher.core.wire import BATCH_PATH
+from dispatcher.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from dispatcher.config import Config
+
+KEEPALIVE_SECONDS: Final = 30.0
+READ_HEADERS: Final = frozenset(
+    {
+        *("retry-after", "date", "location", "ratelimit-limit", "ratelimit-remaining", "ratelimit-reset"),
+        *("burst-ratelimit-limit", "burst-ratelimit-remaining", "burst-ratelimit-reset"),
+    }
+)
+"""Reply headers that the core may read; the others are not kept."""
+_NOTHING_SENT: Final = (
+    aiohttp.ClientConnectorError,  # unknown host, refused, unreachable; certificate errors are its children
+    aiohttp.ConnectionTimeoutError,
+    aiohttp.InvalidURL,
+)
+
+
+class Transport(Protocol):
+    """Posts one request; thread-safe it need not be."""
+
+    async def start(self) -> None:
+        """Open what is needed, in the running loop."""
+        ...
+
+    async def post_batch(self, body: bytes, *, timeout: float) -> Reply | Failure:
+        """`POST /v2/batch` with this JSON array; `timeout` in seconds for the whole attempt."""
+        ...
+
+    async def post_single(
+        self, target: str, headers: Mapping[str, str], body: bytes, *, timeout: float
+    ) -> Reply | Failure:
+        """`POST` one message to a raw target below the base URL."""
+        ...
+
+    async def aclose(self) -> None:
+        """Close every connection."""
+        ...
+
+
+class HTTPTransport:
+    """The upstream over aiohttp: one session, one connection for each request in flight, kept alive."""
+
+    def __init__(self, config: Config) -> None:
+        self._settings = config.transport
+        self._base = config.url
+        self._authorization = f"Bearer {config.token}"
+        self._batch_url = URL(self._base + BATCH_PATH, encoded=True)
+        self._session: aiohttp.ClientSession | None = None
+
+    def __repr__(self) -> str:
+        return f"<HTTPTransport to {self._base}>"
+
+    async def start(self) -> None:
+        """Open the session."""
+        settings = self._settings
+        connector = aiohttp.TCPConnector(
+            limit=0,  # the core limits what is in flight; a second limit here would only hide waiting
+            keepalive_timeout=KEEPALIVE_SECONDS,
+            ssl=True if settings.ca_file is None else _context(settings.ca_file),
+        )
+        self._session = aiohttp.ClientSession(
+            connector=connector,
+            cookie_jar=aiohttp.DummyCookieJar(),
+            trust_env=settings.trust_env,
+            raise_for_status=False,
+            auto_decompress=True,
+            timeout=aiohttp.ClientTimeout(
+                total=None, sock_connect=settings.connect_timeout, sock_read=settings.attempt_timeout
+            ),
+        )
+
+    async def post_batch(self, body: bytes, *, timeout: float) -> Reply | Failure:
+        """Send one batch."""
+        return await self._post(self._batch_url, {"Content-Type": "application/json"}, body, timeout)
+
+    async def post_single(
+        self, target: str, headers: Mapping[str, str], body: bytes, *, timeout: float
+    ) -> Reply | Failure:
+        """Send one message by itself; the target is pasted raw, as the service reads it."""
+        sent = dict(headers)
+        if not any(name.lower() == "content-type" for name in sent):
+            sent["Content-Type"] = "application/octet-stream"
+        return await self._post(URL(self._base + target, encoded=True), sent, body, timeout)
+
+    async def aclose(self) -> None:
+        """Close the session."""
+        if self._session is not None:
+            await self._session.close()
+            self._session = None
+
+    async def _post(self, url: URL, headers: dict[str, str], body: bytes, timeout: float) -> Reply | Failure:
+        session = self._session
+        assert session is not None, "the transport was not started"
+        headers["Authorization"] = self._authorization
+        # Above 1 MiB aiohttp warns about a bare `bytes`; wrapped it is sent the same way, without a word.
+        payload = aiohttp.BytesPayload(body) if len(body) > 1_048_576 else body
+        try:
+            async with (
+                asyncio.timeout(timeout),
+                session.post(url, data=payload, headers=headers, allow_redirects=False) as response,
+            ):
+                return await self._read(response)
+        except _NOTHING_SENT as error:
+            return Failure("connect", f"cannot connect to {self._base}: {_words(error)}", "not_sent")
+        except TimeoutError:
+            return Failure("timeout", f"no complete answer within {timeout:.3g} s", "unknown")
+        except (aiohttp.ClientPayloadError, aiohttp.ContentTypeError) as error:
+            return Failure("reply", f"the reply broke off: {_words(error)}", "unknown")
+        except (aiohttp.ClientError, OSError, ValueError) as error:
+            return Failure("disconnect", f"the connection was lost: {_words(error)}", "unknown")
+
+    async def _read(self, response: aiohttp.ClientResponse) -> Reply | Failure:
+        bound = self._settings.max_reply_bytes
+        if response.content_length is not None and response.content_length > bound:
+            response.close()
+            return Failure("reply", f"a reply of {response.content_length} bytes is not read", "unknown")
+        body = (
+            await response.read() if response.content_length is not None else await _bounded(response, bound)
+        )
+        if body is None:
+            return Failure("reply", f"the reply is longer than {bound} bytes and was not read", "unknown")
+        status = response.status
+        if 200 <= status < 300:
+            return Reply(status, body)
+        headers = {name.lower(): value for name, value in response.headers.items()}
+        return Reply(status, body, {name: headers[name] for name in READ_HEADERS & headers.keys()})
+
+
+async def _bounded(response: aiohttp.ClientResponse, bound: int) -> bytes | None:
+    """A body without a declared length, up to a bound."""
+    parts: list[bytes] = []
+    size = 0
+    async for part in response.content.iter_any():
+        size += len(part)
+        if size > bound:
+            response.close()
+            return None
+        parts.append(part)
+    return b"".join(parts)
+
+
+def _context(ca_file: str) -> ssl.SSLContext:
+    try:
+        return ssl.create_default_context(cafile=ca_file)
+    except (OSError, ssl.SSLError) as error:
+        raise ConfigError("transport.ca_file", ca_file, f"it must be a readable PEM file ({error})") from None
+
+
+def _words(error: BaseException) -> str:
+    text = str(error) or type(error).__name__
+    return " ".join(text.split())
