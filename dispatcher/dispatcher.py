@@ -281,10 +281,20 @@ class Dispatcher:
         return snapshot(self._engine, self._state)
 
     @property
+    def engine(self) -> Engine:
+        """What decides and counts, for metrics to read; what changes it goes through the other methods."""
+        return self._engine
+
+    def oldest_age(self) -> float:
+        """Seconds since the oldest held message was admitted, else 0 (a walk over all: for a scrape)."""
+        oldest_at = self._engine.oldest_at()
+        return 0.0 if oldest_at is None else max(0.0, self._loop.time() - oldest_at)
+
+    @property
     def _state(self) -> str:
         if self._refusal is None:
             return "open" if self._engine.gate.refusal is None else "refused"
-        if self._supervisor is None:
+        if self._supervisor is None or self._refusal == _FORKED:
             return "new" if self._refusal == _NOT_STARTED else "closed"
         return "closed" if self._supervisor.done() else "draining"
 

@@ -28,6 +28,11 @@ TARGET_KEYS: Final = ("url", "url_group", "api")
 ITEM_KEYS: Final = ("destination", "headers", "body", "body_base64", "queue")
 # The SDK's `headers` are our `forward`; the id is a field of the message: options may be shared, ids not.
 SDK_OPTION_KEYS: Final = tuple(name for name in OPTION_NAMES if name not in ("forward", "deduplication_id"))
+FAILURE_KEY: Final = "_failure"
+"""Beside a line that was not delivered: what is known of its failure. Accepted in a line, and ignored."""
+RAW_KEY: Final = "_raw"
+RAW_BASE64_KEY: Final = "_raw_base64"
+"""The text, or bytes that are no text, of a line that could not be read: to be corrected, not to be sent."""
 SDK_KEYS: Final = (*TARGET_KEYS, "queue", "body", "body_base64", "deduplication_id", *SDK_OPTION_KEYS)
 
 _CHAT_ROUTE: Final = "/v1/chat/completions"
@@ -98,10 +103,14 @@ def message_from_item(item: Mapping[str, Any]) -> Message:
 def line_to_message(obj: object) -> Message:
     """One decoded line of an NDJSON file: the service's own item, or an SDK request.
 
+    Lines that `dispatcher send --failures` wrote are lines like any other: `_failure` is ignored.
+
     Raises:
         MessageInvalid: It is neither, both, or wrong in itself.
     """
     line = _mapping("a line", obj)
+    if FAILURE_KEY in line:
+        line = _without_failure(line)
     is_item = line.get("destination") is not None
     targets = [key for key in TARGET_KEYS if line.get(key) is not None]
     if is_item and targets:
@@ -115,6 +124,13 @@ def line_to_message(obj: object) -> Message:
     raise MessageInvalid(
         "the destination is missing: give `destination`, or one of `url`, `url_group`, `api`"
     )
+
+
+def _without_failure(line: Mapping[str, Any]) -> Mapping[str, Any]:
+    raw = next((key for key in (RAW_KEY, RAW_BASE64_KEY) if key in line), None)
+    if raw is not None:
+        raise MessageInvalid(f"the line could not be read before; put the corrected text of `{raw}` in its place")
+    return {key: value for key, value in line.items() if key != FAILURE_KEY}
 
 
 def _mapping(what: str, value: object) -> Mapping[str, Any]:

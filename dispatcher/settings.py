@@ -8,7 +8,6 @@ text. Knows no particular setting: those are in `config`, its only caller.
 
 from __future__ import annotations
 
-import argparse
 import math
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from functools import lru_cache
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, get_args, get_origin, get
 from dispatcher.errors import ConfigError
 
 if TYPE_CHECKING:
+    import argparse
     from collections.abc import Iterable
 
 MASK: Final = "***"
@@ -237,6 +237,8 @@ def table(settings: Iterable[Setting]) -> str:
 
 def add_arguments(parser: argparse.ArgumentParser, settings: Iterable[Setting]) -> None:
     """A flag for each setting that is no secret; what is not given leaves no trace in the namespace."""
+    from argparse import SUPPRESS  # commands need it, the library does not
+
     group = parser.add_argument_group(
         "settings", "also in the environment and in a TOML file; see the README"
     )
@@ -248,18 +250,20 @@ def add_arguments(parser: argparse.ArgumentParser, settings: Iterable[Setting]) 
             one.flag,
             dest=_FLAG_PREFIX + one.flat,
             type=_flag_type(one),
-            default=argparse.SUPPRESS,
+            default=SUPPRESS,
             metavar=one.path.rpartition(".")[2].upper(),
             help=text.replace("%", "%%"),
         )
 
 
 def _flag_type(one: Setting) -> Any:
+    from argparse import ArgumentTypeError
+
     def parse(text: str) -> Any:
         try:
             return one.parse(text)
         except ConfigError as error:
-            raise argparse.ArgumentTypeError(f"{text!r} is not allowed; {error.allowed}") from None
+            raise ArgumentTypeError(f"{text!r} is not allowed; {error.allowed}") from None
 
     return parse
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from dispatcher.devserver.faults import FaultKind, FaultPlan
 from dispatcher.devserver.ledger import AcceptedMessage, digest_of
 from dispatcher.devserver.server import LocalUpstream
+from dispatcher.devserver.upstream import BATCH_BYTES, MIB
 from dispatcher.scripted import ScriptedTransport
 
 if TYPE_CHECKING:
@@ -62,7 +63,8 @@ async def local_upstream(
     seed: int = 0,
     deduplication_window: float = 600.0,
     max_items: int | None = None,
-    max_message_bytes: int = 1024 * 1024,
+    max_message_bytes: int = MIB,
+    max_batch_bytes: int = BATCH_BYTES,
     keep_bodies: bool = True,
     host: str = "127.0.0.1",
     port: int = 0,
@@ -81,6 +83,7 @@ async def local_upstream(
         deduplication_window=deduplication_window,
         max_items=max_items,
         max_message_bytes=max_message_bytes,
+        max_batch_bytes=max_batch_bytes,
         keep_bodies=keep_bodies,
         host=host,
         port=port,

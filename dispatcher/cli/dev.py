@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import gc
 import os
 import secrets
 import signal
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeVar
 
-from dispatcher.devserver.faults import FaultPlan
+from dispatcher.devserver.faults import KINDS, FaultKind, FaultPlan
+from dispatcher.devserver.kinds import DURATIONS, ITEM_RATES
+from dispatcher.devserver.latency import ALLOWED as LATENCY_FORMS
 from dispatcher.devserver.server import LocalUpstream
-from dispatcher.devserver.upstream import MIB
+from dispatcher.devserver.upstream import BATCH_BYTES, MIB
 from dispatcher.errors import ConfigError
 
 if TYPE_CHECKING:
-    import argparse
     from collections.abc import Callable
 
 Number = TypeVar("Number", int, float)
@@ -29,6 +30,8 @@ GC_THRESHOLD: Final = 50_000
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `dispatcher dev`."""
+    parser.epilog = fault_help()
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     add = parser.add_argument
     add("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
     add("--port", type=int, default=PORT, help="port to listen on, 0 for a free one (default: %(default)s)")
@@ -46,6 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--max-items", type=int, metavar="N", help="messages a batch may carry (default: any number)")
     add("--max-message-bytes", type=int, default=MIB, metavar="N", help="default: %(default)s")
+    add("--max-batch-bytes", type=int, default=BATCH_BYTES, metavar="N", help="default: %(default)s")
     add("--port-file", type=Path, metavar="FILE", help="write the port here once it is listening")
 
 
@@ -59,6 +63,7 @@ def run(arguments: argparse.Namespace) -> int:
         deduplication_window=_at_least("deduplication-window", arguments.deduplication_window, 0),
         max_items=None if arguments.max_items is None else _at_least("max-items", arguments.max_items, 1),
         max_message_bytes=_at_least("max-message-bytes", arguments.max_message_bytes, 1),
+        max_batch_bytes=_at_least("max-batch-bytes", arguments.max_batch_bytes, 1),
         keep_bodies=arguments.keep_bodies,
         host=arguments.host,
         port=_port(arguments.port),
@@ -79,6 +84,19 @@ def load_plan(text: str) -> FaultPlan:
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError("faults", text, f"the file cannot be read: {error}") from None
     return FaultPlan.parse(text)
+
+
+def fault_help() -> str:
+    """What `--faults` understands, from the table of kinds."""
+    lines = [f"  {kind.value:<18} {row.meaning}" for kind, row in KINDS.items() if kind is not FaultKind.NONE]
+    lines += [f"  {name:<18} {meaning}" for name, meaning in ITEM_RATES.items()]
+    lines += [f"  {name:<18} seconds, default {seconds:g}" for name, seconds in DURATIONS.items()]
+    return (
+        "what goes wrong (--faults), each with a rate per request, the error_entry and error_endpoint per\n"
+        "message, the poison ones with a marker; several separated by blanks, or names and values in a TOML\n"
+        "file, where [[phase]] tables with start and end (seconds) hold rates of their own:\n"
+        f"  {'latency':<18} {LATENCY_FORMS}\n" + "\n".join(lines)
+    )
 
 
 async def _serve(upstream: LocalUpstream, port_file: Path | None) -> None:
@@ -103,8 +121,6 @@ def _write_port(path: Path, port: int) -> None:
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    if sys.platform == "win32":
-        return None
     try:
         import uvloop
     except ImportError:

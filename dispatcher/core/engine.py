@@ -201,8 +201,15 @@ class Engine:
         """A probe of an isolation; together they never hold the last slot."""
         if self._probes >= max(1, self.limit.value - 1):
             return None
-        if self.repeats:
-            return self.repeats.popleft()
+        while self.repeats:
+            batch = self.repeats.popleft()
+            isolation = batch.isolation
+            assert isolation is not None, "only probes are repeated whole"
+            live = [entry for entry in batch.entries if entry.state != SETTLED]
+            if live:
+                isolation.shrink(live)
+                return _probe(isolation, live)
+            isolation.on_void()
         for isolation in self.isolations[: self.config.limit.isolations]:
             if isolation.is_probing:
                 continue

@@ -16,6 +16,7 @@ from dispatcher.core.replies import (
     AcceptedByGroup,
     NotAccepted,
     Outcome,
+    Unclear,
     error_text,
     read_reply,
     read_single_reply,
@@ -78,10 +79,24 @@ def _not_delivered(
 def _read(batch: Batch, reply: Reply) -> Sequence[Outcome] | None:
     if batch.single is not None:
         outcome = read_single_reply(reply.body)
-        return None if outcome is None else [outcome]
-    first = batch.entries[0].message.destination
-    is_group = "://" not in first and not first.startswith("api/")
-    return read_reply(reply.body, len(batch.entries), is_group=is_group)
+        outcomes: Sequence[Outcome] | None = None if outcome is None else [outcome]
+    else:
+        outcomes = read_reply(reply.body, len(batch.entries), is_group=_is_to_group(batch.entries[0]))
+    if outcomes is None or not any(type(outcome) is AcceptedByGroup for outcome in outcomes):
+        return outcomes
+    return [_fitting(*pair) for pair in zip(batch.entries, outcomes, strict=True)]
+
+
+def _is_to_group(entry: Entry) -> bool:
+    destination = entry.message.destination
+    return "://" not in destination and not destination.startswith("api/")
+
+
+def _fitting(entry: Entry, outcome: Outcome) -> Outcome:
+    """Only a URL group is answered with an array; anything else may have been taken, under an unknown id."""
+    if type(outcome) is AcceptedByGroup and not _is_to_group(entry):
+        return Unclear("the reply's entry is an array, and the destination is no URL group")
+    return outcome
 
 
 def _deliver(engine: Engine, batch: Batch, outcomes: Sequence[Outcome], now: float) -> None:
@@ -103,9 +118,9 @@ def _deliver(engine: Engine, batch: Batch, outcomes: Sequence[Outcome], now: flo
         _settle_delivered(engine, batch, delivered, now)
     if batch.isolation is not None:
         batch.isolation.on_accepted()
+    if batch.has_ordered and (failed or any(entry.trouble is not None for entry in batch.entries)):
+        _count_violations(engine, batch, outcomes)
     if failed:
-        if batch.has_ordered:
-            _count_violations(engine, batch, outcomes)
         _retry_alone(engine, batch, failed, now)
 
 
@@ -178,15 +193,30 @@ def _put_back_alone(engine: Engine, batch: Batch, entries: list[Entry], ruling: 
 
 
 def _count_violations(engine: Engine, batch: Batch, outcomes: Sequence[Outcome]) -> None:
-    """The service's own exception to order: it refused one entry and took a later one of the same lane."""
+    """The service's own exception to order: it refused one entry and took a later one of the same lane.
+
+    If the answer to that was lost, the next one shows it: the earlier is new to the service, the later is not.
+    """
     accepted_later: set[int] = set()
+    known_later: set[int] = set()
     for entry, outcome in zip(reversed(batch.entries), reversed(outcomes), strict=True):
         if entry.queue is None:
             continue
-        if isinstance(outcome, Accepted | AcceptedByGroup):
-            accepted_later.add(id(entry.lane))
-        elif id(entry.lane) in accepted_later:
-            engine.tally.order_violations += 1
+        lane = id(entry.lane)
+        if not isinstance(outcome, Accepted | AcceptedByGroup):
+            engine.tally.order_violations += lane in accepted_later
+            continue
+        accepted_later.add(lane)
+        if not _is_repeat(outcome):
+            engine.tally.order_violations += lane in known_later
+        elif entry.trouble is not None:
+            known_later.add(lane)
+
+
+def _is_repeat(outcome: Accepted | AcceptedByGroup) -> bool:
+    if isinstance(outcome, Accepted):
+        return outcome.deduplicated
+    return any(endpoint.deduplicated for endpoint in outcome.endpoints)
 
 
 # --------------------------------------------------------------------------------------- not delivered

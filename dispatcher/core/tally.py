@@ -33,6 +33,22 @@ SECONDS: Final = (
 MESSAGES: Final = (1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 75.0, 100.0, 200.0, 500.0, 1000.0)
 BYTES: Final = (1e3, 4e3, 16e3, 64e3, 128e3, 256e3, 512e3, 1e6, 2e6, 4e6, 16e6, 64e6)
 
+OUTCOMES: Final = (
+    *("delivered", "rejected", "unknown", "deadline_exceeded", "retries_exhausted", "halted"),
+    *("abandoned", "withdrawn"),
+)
+"""How a message settles: the keys of `Tally.finished`."""
+REFUSALS: Final = ("full", "invalid", "too_large", "closed")
+"""Why a message is not admitted: the keys of `Tally.refused`."""
+CAUSES: Final = (
+    *("throttled", "server_error", "timed_out", "disconnected", "connect_failed", "unreadable_reply"),
+    *("error_entry", "token_refused", "redirected"),
+)
+"""Why messages are put back: the keys of `Tally.retried`; all but the error entry are `retry`'s rulings."""
+REASONS: Final = (
+    *("messages", "bytes", "linger", "idle", "flush", "room", "drain", "retry", "isolation", "single"),
+)
+"""Why a batch leaves: the keys of `Tally.batches`."""
 STAGES: Final = ("queue", "delivery", "total")
 """queue: admitted to its first request; delivery: that request to the receipt, retries included; total."""
 

@@ -57,6 +57,7 @@ def summary(service: Service) -> dict[str, Any]:
         **upstream.audit.take(),
         "deduplicated": upstream.deduplicated,
         "requests": requests,
+        "refused": traffic.refused,
         "batch_sizes": {str(size): count for size, count in sorted(traffic.batch_sizes.items())},
         "queues": {
             queue.name: {"accepted": queue.accepted, "lag": queue.lag, "paused": queue.paused}

@@ -102,7 +102,7 @@ class Ledger:
         self.options: list[Options] = []
         self.groups: list[tuple[Delivery, ...] | None] = []
         self.at = array("d")
-        self.repeats = array("L")
+        self.repeats = array("I")
         self.bodies: list[bytes] | None = [] if keep_bodies else None
         self._digests = bytearray()
 

@@ -217,7 +217,7 @@ def queues(upstream: Upstream, method: str, path: list[str], body: bytes, now: f
     _only(method, "GET", "DELETE")
     if method == "GET":
         return 200, queue_view(queue)
-    upstream.put_queue(queue.name, None, queue.created_at, now)
+    upstream.delete_queue(queue.name, now)
     return 200, None
 
 

@@ -17,7 +17,7 @@ from dispatcher.devserver.faults import FaultPlan
 from dispatcher.devserver.inspection import summary
 from dispatcher.devserver.journal import Journal
 from dispatcher.devserver.service import Service
-from dispatcher.devserver.upstream import MIB, Upstream
+from dispatcher.devserver.upstream import BATCH_BYTES, MIB, Upstream
 from dispatcher.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -43,6 +43,7 @@ class LocalUpstream:
         deduplication_window: Seconds for which a deduplication id is remembered; 0 for not at all.
         max_items: Messages a batch may carry; `None` for any number. More is a 412.
         max_message_bytes: Bytes a body may have. More is a 413.
+        max_batch_bytes: Bytes a request may have. More is a 413.
         keep_bodies: Keep every accepted body in memory, for `accepted()` and the message look-up.
         host, port: Where to listen; port 0 takes a free one.
         state: A file that what was accepted is appended to before the reply, and read from at start.
@@ -60,6 +61,7 @@ class LocalUpstream:
         deduplication_window: float = 600.0,
         max_items: int | None = None,
         max_message_bytes: int = MIB,
+        max_batch_bytes: int = BATCH_BYTES,
         keep_bodies: bool = True,
         host: str = "127.0.0.1",
         port: int = 0,
@@ -74,6 +76,7 @@ class LocalUpstream:
             deduplication_window=deduplication_window,
             max_items=max_items,
             max_message_bytes=max_message_bytes,
+            max_batch_bytes=max_batch_bytes,
             keep_bodies=keep_bodies,
             instance=new_instance(),
             record_changes=state is not None,
@@ -135,6 +138,7 @@ class LocalUpstream:
                 self._protocols, self.host, self.port, backlog=BACKLOG
             )
         except OSError as error:
+            self._protocols = None
             self._close_journal()
             raise _not_listening(self.host, self.port, error) from None
         self.port = self._listener.sockets[0].getsockname()[1]

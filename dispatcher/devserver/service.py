@@ -58,11 +58,15 @@ class Traffic:
     def __init__(self) -> None:
         self.requests: Counter[tuple[str, int | None]] = Counter()
         self.batch_sizes: Counter[int] = Counter()
+        self.refused = 0
+        """Requests refused with a 4xx that no fault caused."""
         self.recent: deque[RequestRecord] = deque(maxlen=RECENT_MAX)
 
     def add(self, record: RequestRecord) -> None:
         """Count one request."""
         self.requests[record.kind, record.status] += 1
+        if record.status is not None and 400 <= record.status < 500 and record.fault == "none":
+            self.refused += 1
         if record.kind == "batch":
             self.batch_sizes[record.items] += 1
         self.recent.append(record)
@@ -116,8 +120,10 @@ class Service:
     def is_authorized(self, target: str, headers: Sequence[tuple[str, str]]) -> bool:
         """Whether the request carries the token: `Authorization: Bearer …` or `?qstash_token=…`."""
         for name, value in headers:
-            if name.lower() == "authorization" and self._is_token(value.removeprefix("Bearer ")):
-                return True
+            if name.lower() == "authorization":
+                scheme, _, given = value.partition(" ")
+                if scheme.lower() == "bearer" and self._is_token(given.strip()):
+                    return True
         for part in target.partition("?")[2].split("&"):
             name, _, value = part.partition("=")
             if name.lower() == "qstash_token" and self._is_token(unquote(value)):

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
 MIB: Final = 1024 * 1024
+BATCH_BYTES: Final = 100_000_000
 
 
 class Queue(Struct, gc=False):
@@ -44,7 +45,7 @@ class Upstream:
         deduplication_window: float = 600.0,
         max_items: int | None = None,
         max_message_bytes: int = MIB,
-        max_batch_bytes: int = 100_000_000,
+        max_batch_bytes: int = BATCH_BYTES,
         keep_bodies: bool = False,
         instance: str = "local0",
         record_changes: bool = False,
@@ -244,6 +245,13 @@ class Upstream:
         else:
             self.groups[name] = Group(name, created_at, now, endpoints)
         self._changed(GroupChanged(name, created_at, now, endpoints))
+
+    def delete_queue(self, name: str, now: float) -> None:
+        """Remove a queue and the messages in it."""
+        ledger = self.ledger
+        rows = [seq for seq in range(self.cancelled_before, len(ledger)) if ledger.queues[seq] == name]
+        self.drop([place for seq in rows for place in map(self.find, ledger.message_ids(seq)) if place])
+        self.put_queue(name, None, self.queues[name].created_at, now)
 
     def put_queue(
         self, name: str, parallelism: int | None, created_at: float, now: float, *, paused: bool = False

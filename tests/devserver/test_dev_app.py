@@ -3,33 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any
 
-import aiohttp
 import orjson
 import pytest
-from devserver_support import TOKEN, Connection
 
 from dispatcher.errors import ConfigError
 from dispatcher.testing import LocalUpstream, ManualClock, digest_of, local_upstream
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+from tests.devserver.support import TOKEN, URL, Connection, connected
 
 pytestmark = pytest.mark.anyio
-URL = "https://example.com/hook"
-
-
-@asynccontextmanager
-async def connected(**settings: Any) -> AsyncIterator[tuple[LocalUpstream, Connection]]:
-    """A local upstream and one raw connection to it."""
-    async with local_upstream(**settings) as upstream:
-        connection = await Connection.to(upstream)
-        try:
-            yield upstream, connection
-        finally:
-            await connection.close()
+BODY = [{"destination": URL, "body": "a"}, {"destination": URL, "body": "b"}]
 
 
 async def test_raw_targets_arrive_byte_for_byte() -> None:
@@ -50,6 +33,16 @@ async def test_raw_targets_arrive_byte_for_byte() -> None:
     assert [row.destination for row in accepted[::2]] == targets
     assert [row.destination for row in accepted[1::2]] == targets
     assert {row.queue for row in accepted[1::2]} == {"q"}
+
+
+async def test_a_client_that_asks_first_is_told_to_go_on() -> None:
+    """`Expect: 100-continue` is answered before the body, as large uploads from the command line need."""
+    async with connected() as (_upstream, connection):
+        head = f"POST /v2/publish/{URL} HTTP/1.1\r\nHost: x\r\nAuthorization: bearer {TOKEN}\r\n"
+        connection.writer.write(f"{head}Expect: 100-continue\r\nContent-Length: 2\r\n\r\n".encode())
+        assert (await connection.read())[0] == 100
+        connection.writer.write(b"ab")
+        assert (await connection.read())[0] == 200
 
 
 async def test_bodies_are_kept_as_raw_bytes() -> None:
@@ -110,7 +103,9 @@ async def test_wrong_paths_and_methods(method: str, target: str, status: int) ->
         assert len(upstream.accepted()) == 1
 
 
-@pytest.mark.parametrize("authorization", ["", "Bearer wrong", "Bearer", f"Basic {TOKEN}", "Bearer t\xf6ken"])
+@pytest.mark.parametrize(
+    "authorization", ["", "Bearer wrong", "Bearer", TOKEN, f"Basic {TOKEN}", "Bearer t\xf6ken"]
+)
 async def test_a_wrong_token_is_401_for_everything(authorization: str) -> None:
     """Nothing is accepted, looked at or changed without the token."""
     async with connected() as (upstream, connection):
@@ -140,7 +135,17 @@ async def test_connections_are_never_closed_first() -> None:
         assert statuses == [200] * 50
         assert [row.body for row in upstream.accepted()] == [str(n).encode() for n in range(50)]
         assert (await connection.ask("POST", "/v2/batch", [{"destination": URL}] * 3))[0] == 412
+        assert upstream.summary()["refused"] == 1
         assert upstream.connections == 1
+
+
+async def test_a_request_above_the_limit_is_413() -> None:
+    """It is refused without being read whole."""
+    async with connected(max_batch_bytes=1000) as (upstream, connection):
+        assert (await connection.ask("POST", "/v2/batch", b"[]".ljust(1000)))[0] == 200
+        status, answer = await connection.ask("POST", "/v2/batch", b"[]".ljust(200_000))
+        assert (status, answer) == (413, {"error": "request too large, the limit is 1000 bytes"})
+        assert upstream.accepted() == []
 
 
 async def test_large_batches_and_their_limit() -> None:
@@ -153,120 +158,6 @@ async def test_large_batches_and_their_limit() -> None:
         )
         assert (status, "maxMessageSize" in answer["error"]) == (413, True)
         assert len(upstream.accepted()) == 3
-
-
-# -- faults on sockets --------------------------------------------------------------------------------
-
-BODY = [{"destination": URL, "body": "a"}, {"destination": URL, "body": "b"}]
-
-
-@pytest.mark.parametrize("side", ["before", "after"])
-async def test_disconnects(side: str) -> None:
-    """The connection ends without a byte of reply; `after` has accepted."""
-    async with connected(faults=f"disconnect_{side}=1") as (upstream, connection):
-        connection.write("POST", "/v2/batch", orjson.dumps(BODY))
-        with pytest.raises((asyncio.IncompleteReadError, ConnectionResetError)) as caught:
-            await connection.read()
-        assert getattr(caught.value, "partial", b"") == b""
-        assert len(upstream.accepted()) == (2 if side == "after" else 0)
-
-
-async def test_a_truncated_reply() -> None:
-    """Content-Length promises more than arrives before the connection closes."""
-    async with connected(faults="truncate=1") as (upstream, connection):
-        connection.write("POST", "/v2/batch", orjson.dumps(BODY))
-        with pytest.raises(asyncio.IncompleteReadError) as caught:
-            await connection.read()
-        assert caught.value.expected is not None
-        assert 0 < len(caught.value.partial) < caught.value.expected
-        assert len(upstream.accepted()) == 2
-
-
-async def test_a_dripping_reply() -> None:
-    """The reply arrives whole, in pieces, over the time asked for."""
-    async with connected(faults="drip=1 drip_over=200ms") as (_upstream, connection):
-        loop = asyncio.get_running_loop()
-        connection.write("POST", "/v2/batch", orjson.dumps(BODY))
-        await connection.reader.readuntil(b"\r\n\r\n")
-        pieces, start, body = 0, loop.time(), b""
-        while b"]" not in body:
-            body += await connection.reader.read(65536)
-            pieces += 1
-        assert len(orjson.loads(body)) == 2
-        assert pieces >= 5
-        assert loop.time() - start > 0.1
-        assert (await connection.ask("GET", "/v2/queues"))[0] == 200
-
-
-@pytest.mark.parametrize("side", ["before", "after"])
-async def test_hanging(side: str) -> None:
-    """No reply comes; when the client goes, the server lets the request go."""
-    async with local_upstream(faults=f"hang_{side}=1") as upstream:
-        timeout = aiohttp.ClientTimeout(sock_read=0.1)
-        async with aiohttp.ClientSession(
-            timeout=timeout, headers={"Authorization": f"Bearer {TOKEN}"}
-        ) as session:
-            with pytest.raises(aiohttp.SocketTimeoutError):
-                await session.post(f"{upstream.url}/v2/batch", json=BODY)
-        assert len(upstream.accepted()) == (2 if side == "after" else 0)
-        while upstream.connections:
-            await asyncio.sleep(0)
-
-
-@pytest.mark.parametrize(
-    ("fault", "status", "headers", "accepted"),
-    [
-        (
-            "throttle_burst",
-            429,
-            {"burst-ratelimit-limit", "burst-ratelimit-remaining", "burst-ratelimit-reset"},
-            0,
-        ),
-        ("throttle_daily", 429, {"ratelimit-limit", "ratelimit-remaining", "ratelimit-reset"}, 0),
-        ("throttle_bare", 429, set(), 0),
-        ("unavailable", 503, {"retry-after"}, 0),
-        ("error_before", 500, set(), 0),
-        ("error_after", 500, set(), 2),
-        ("bad_gateway", 502, set(), 0),
-        ("gateway_timeout", 504, set(), 2),
-        ("unparsable", 200, set(), 2),
-        ("wrong_length", 200, set(), 2),
-        ("error_entry", 200, set(), 0),
-    ],
-)
-async def test_faults_with_a_reply(fault: str, status: int, headers: set[str], accepted: int) -> None:
-    """Status, the headers that say how long to wait, and what was accepted all the same."""
-    async with connected(faults=f"{fault}=1") as (upstream, connection):
-        connection.write("POST", "/v2/batch", orjson.dumps(BODY))
-        got, lines, body = await connection.read()
-        assert got == status
-        assert {name for name in lines if "ratelimit" in name or name == "retry-after"} == headers
-        assert len(upstream.accepted()) == accepted
-        assert upstream.summary()["faults"] == {fault: 2 if fault == "error_entry" else 1}
-        if fault == "wrong_length":
-            assert len(orjson.loads(body)) == 1
-        if fault == "error_entry":
-            assert [set(entry) for entry in orjson.loads(body)] == [{"error"}] * 2
-
-
-async def test_latency_lies_between_acceptance_and_reply() -> None:
-    """The message is accepted at once, the reply comes later, other requests pass meanwhile."""
-    async with connected(faults="latency=250ms") as (upstream, connection):
-        other = await Connection.to(upstream)
-        start = asyncio.get_running_loop().time()
-        connection.write("POST", "/v2/batch", orjson.dumps(BODY))
-        while not upstream.accepted():
-            assert (await other.ask("GET", "/v2/queues"))[0] == 200
-        assert asyncio.get_running_loop().time() - start < 0.25
-        assert (await connection.read())[0] == 200
-        assert asyncio.get_running_loop().time() - start >= 0.25
-        await other.close()
-
-
-async def test_faults_spare_the_management_calls() -> None:
-    """Only the intake is struck."""
-    async with connected(faults="disconnect_before=1") as (_upstream, connection):
-        assert (await connection.ask("GET", "/v2/topics"))[0] == 200
 
 
 # -- inspection ---------------------------------------------------------------------------------------
@@ -296,6 +187,7 @@ async def test_inspection_proves_what_was_accepted() -> None:
         }
         assert (summary["accepted_again_by_digest"], summary["accepted_again_by_id"]) == (2, 1)
         assert summary["requests"] == {"batch": {"200": 3}, "publish": {"200": 1}}
+        assert summary["refused"] == 0
         assert summary["batch_sizes"] == {"1": 1, "2": 2}
         assert summary["queues"] == {"q": {"accepted": 4, "lag": 4, "paused": False}}
         status, lines = await connection.ask("GET", "/dispatcher-dev/accepted?after=0&limit=2")
@@ -309,8 +201,19 @@ async def test_inspection_proves_what_was_accepted() -> None:
             assert (await connection.ask("GET", f"/dispatcher-dev/accepted?{query}"))[0] == 400
 
 
+async def test_other_machines_need_the_token_to_inspect(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only this machine may look, or reset, without it."""
+    monkeypatch.setattr("dispatcher.devserver.app._is_loopback", lambda _request: False)
+    async with connected() as (upstream, connection):
+        await connection.ask("POST", "/v2/batch", BODY)
+        assert (await connection.ask("GET", "/dispatcher-dev/summary", Authorization=""))[0] == 401
+        assert (await connection.ask("POST", "/dispatcher-dev/reset", Authorization=""))[0] == 401
+        assert len(upstream.accepted()) == 2
+        assert (await connection.ask("GET", "/dispatcher-dev/summary"))[0] == 200
+
+
 async def test_faults_can_be_swapped_and_everything_reset() -> None:
-    """A running server takes a new plan, inline, as JSON or as a table; a reset forgets messages and counts."""
+    """A running server takes a new plan, as text, JSON or a table; a reset forgets messages and counts."""
     async with connected() as (upstream, connection):
         for plan in (
             b"throttle_bare=1",

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 
 import orjson
 import pytest
-from devserver_support import TOKEN, dev_process
 
 from dispatcher.cli import main
 from dispatcher.cli.dev import load_plan
-from dispatcher.devserver.faults import FaultPlan
+from dispatcher.devserver.faults import NAMES, FaultPlan
 from dispatcher.errors import ConfigError
+from tests.devserver.support import TOKEN, dev_process
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -30,7 +30,7 @@ def ask(url: str, path: str, body: bytes | None = None) -> tuple[int, object]:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_it_serves_and_stops_with_0(tmp_path: Path, number: signal.Signals) -> None:
-    """It says how to reach it, takes the token from the environment, answers, and ends cleanly on a signal."""
+    """It says how to reach it, takes the token from the environment, answers, ends cleanly on a signal."""
     with dev_process(tmp_path) as server:
         assert server.process.stdout is not None
         assert [server.process.stdout.readline().strip() for _ in range(2)] == [
@@ -49,9 +49,23 @@ def test_settings_reach_the_server(tmp_path: Path) -> None:
     """Limits, window, bodies and a fault plan from a file do what they say."""
     plan = tmp_path / "plan.toml"
     plan.write_text('error_entry = 1.0\nlatency = "1ms"\n')
-    words = ["--max-items", "2", "--deduplication-window", "0", "--keep-bodies", "--faults", str(plan), "--seed", "3"]
+    words = [
+        "--max-items",
+        "2",
+        "--deduplication-window",
+        "0",
+        "--keep-bodies",
+        "--faults",
+        str(plan),
+        "--seed",
+        "3",
+    ]
     with dev_process(tmp_path, *words) as server:
-        item = {"destination": "https://example.com", "body": "b", "headers": {"Upstash-Deduplication-Id": "1"}}
+        item = {
+            "destination": "https://example.com",
+            "body": "b",
+            "headers": {"Upstash-Deduplication-Id": "1"},
+        }
         _, reply = ask(server.url, "/v2/batch", orjson.dumps([item] * 2))
         assert isinstance(reply, list)
         assert [list(entry) for entry in reply] == [["error"], ["error"]]
@@ -100,6 +114,15 @@ def test_a_damaged_state_file_is_exit_2(tmp_path: Path, capsys: pytest.CaptureFi
     assert main(["dev", "--port", "0", "--state", str(state)]) == 2
     assert "line 1 is damaged" in capsys.readouterr().err
     assert state.read_text() == "not ours\n"
+
+
+def test_the_help_explains_every_fault(capsys: pytest.CaptureFixture[str]) -> None:
+    """Whatever a plan may name stands in `--help`."""
+    with pytest.raises(SystemExit) as caught:
+        main(["dev", "--help"])
+    assert caught.value.code == 0
+    text = capsys.readouterr().out
+    assert [name for name in NAMES if name not in text] == []
 
 
 def test_a_plan_is_inline_or_a_file(tmp_path: Path) -> None:

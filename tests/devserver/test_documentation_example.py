@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from devserver_support import Connection
 
 from dispatcher.testing import local_upstream
+from tests.devserver.support import Connection
 
 EXAMPLE = b"""[
   {

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import aiohttp
 import orjson
 import pytest
-from devserver_support import TOKEN, Connection, dev_process
 
 from dispatcher.devserver.changes import Accepted, Row
 from dispatcher.devserver.intake import Item
@@ -18,10 +17,12 @@ from dispatcher.devserver.journal import Journal
 from dispatcher.devserver.upstream import Upstream
 from dispatcher.errors import ConfigError
 from dispatcher.testing import LocalUpstream, ManualClock, local_upstream
+from tests.devserver.support import TOKEN, Connection, dev_process
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+Headers = dict[str, str | list[str]]
 URL = "https://example.com/hook"
 
 
@@ -32,8 +33,10 @@ def written(path: Path, batches: int = 3) -> list[int]:
     journal.load(upstream)
     sizes = [path.stat().st_size]
     for n in range(batches):
-        headers = {"Upstash-Deduplication-Id": f"id-{n}", "Upstash-Retries": "1"}
-        upstream.accept_batch([Item(URL, f"ä{n}", headers, "q"), Item(URL, b"\xff", {"Upstash-Label": "x"})], float(n))
+        headers: Headers = {"Upstash-Deduplication-Id": f"id-{n}", "Upstash-Retries": "1"}
+        upstream.accept_batch(
+            [Item(URL, f"ä{n}", headers, "q"), Item(URL, b"\xff", {"Upstash-Label": "x"})], float(n)
+        )
         journal.append(upstream.take_changes())
         sizes.append(path.stat().st_size)
     journal.close()
@@ -62,8 +65,8 @@ def test_everything_is_read_back(tmp_path: Path) -> None:
     first.put_queue("p", 3, 1.0, 2.0, paused=True)
     first.put_queue("gone", 1, 1.0, 2.0)
     first.put_queue("gone", None, 1.0, 2.0)
-    headers: dict[str, str | list[str]] = {"Upstash-Deduplication-Id": "id", "Upstash-Forward-A": ["1", "2"]}
-    content: dict[str, str | list[str]] = {"Upstash-Content-Based-Deduplication": "true"}
+    headers: Headers = {"Upstash-Deduplication-Id": "id", "Upstash-Forward-A": ["1", "2"]}
+    content: Headers = {"Upstash-Content-Based-Deduplication": "true"}
     items = [Item(URL, "ä", headers, "q"), Item("g", "x"), Item(URL, b"\xff"), Item("api/llm", "y", content)]
     first.accept_batch(items, 10.0, failing_endpoints=(1,))
     first.accept_batch([Item(URL, "later", None, "p")], 11.0)
@@ -83,6 +86,26 @@ def test_everything_is_read_back(tmp_path: Path) -> None:
     assert not any(
         not isinstance(entry, list) and entry.deduplicated for entry in second.accept_batch([items[0]], 611.0)
     )
+
+
+def test_cancellations_of_many_are_read_back(tmp_path: Path) -> None:
+    """A deleted queue and a cancelled whole stay gone, with their counts."""
+    path = tmp_path / "state"
+    first = Upstream(record_changes=True)
+    journal = Journal(path)
+    journal.load(first)
+    first.accept_batch([Item(URL, "x", None, "q"), Item(URL, "y", None, "p")], 1.0)
+    first.put_queue("p", 4, 1.0, 2.0, paused=True)
+    first.delete_queue("q", 2.0)
+    journal.append(first.take_changes())
+    first.cancel_all()
+    first.accept_batch([Item(URL, "z", None, "p")], 3.0)
+    journal.append(first.take_changes())
+    journal.close()
+    second = loaded(path)
+    assert [second.find(second.ledger.message_id(seq)) for seq in range(3)] == [None, None, (2, 0)]
+    assert repr(second.queues) == repr(first.queues)
+    assert second.queues["p"].lag == 1
 
 
 def test_every_torn_end_is_cut_off(tmp_path: Path) -> None:
@@ -173,7 +196,10 @@ async def test_a_full_disk_is_a_500(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         monkeypatch.setattr("dispatcher.devserver.journal.os.write", full)
         status, answer = await connection.ask("POST", "/v2/batch", [{"destination": URL}])
         monkeypatch.undo()
-        assert (status, answer) == (500, {"error": "the state file could not be written: No space left on device"})
+        assert (status, answer) == (
+            500,
+            {"error": "the state file could not be written: No space left on device"},
+        )
         await connection.close()
 
 
@@ -223,7 +249,7 @@ def _message(one: str) -> dict[str, Any]:
 
 @pytest.mark.anyio
 async def test_kill_9_forgets_nothing_acknowledged(tmp_path: Path) -> None:
-    """Killed amid batches three times over: every acknowledged message is there once, and is still deduplicated."""
+    """Killed three times amid batches: every acknowledged message is there once, and still deduplicated."""
     acknowledged: dict[str, str] = {}
     state = tmp_path / "state"
     for life in range(3):
@@ -239,7 +265,9 @@ async def test_kill_9_forgets_nothing_acknowledged(tmp_path: Path) -> None:
             await asyncio.gather(*workers)
     with dev_process(tmp_path, "--state", str(state)) as server:
         async with aiohttp.ClientSession(headers={"Authorization": f"Bearer {TOKEN}"}) as session:
-            async with session.post(f"{server.url}/v2/batch", json=[_message(one) for one in acknowledged]) as reply:
+            async with session.post(
+                f"{server.url}/v2/batch", json=[_message(one) for one in acknowledged]
+            ) as reply:
                 entries = orjson.loads(await reply.read())
             async with session.get(f"{server.url}/dispatcher-dev/summary") as reply:
                 summary = await reply.json()

@@ -5,21 +5,26 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import socket
 import subprocess
 import sys
-from contextlib import contextmanager
+from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import orjson
 
+from dispatcher.devserver.intake import Entry, Item
+from dispatcher.testing import local_upstream
+
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import AsyncIterator, Iterator
     from pathlib import Path
 
+    from dispatcher.devserver.responder import FaultyUpstream, SimulatedReply
+    from dispatcher.devserver.upstream import Upstream
     from dispatcher.testing import LocalUpstream
 
 TOKEN = "test-token"
+URL = "https://example.com/hook"
 
 
 class Connection:
@@ -86,6 +91,17 @@ class DevProcess:
         return self.process.wait(timeout=10)
 
 
+@asynccontextmanager
+async def connected(**settings: Any) -> AsyncIterator[tuple[LocalUpstream, Connection]]:
+    """A local upstream and one raw connection to it."""
+    async with local_upstream(**settings) as upstream:
+        connection = await Connection.to(upstream)
+        try:
+            yield upstream, connection
+        finally:
+            await connection.close()
+
+
 @contextmanager
 def dev_process(directory: Path, *words: str) -> Iterator[DevProcess]:
     """Run `dispatcher dev --port 0` until the context ends."""
@@ -120,8 +136,25 @@ def dev_process(directory: Path, *words: str) -> Iterator[DevProcess]:
         process.stderr.close()
 
 
-def free_port() -> int:
-    """A port that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+def item(destination: str = URL, body: Any = None, queue: str | None = None, **headers: Any) -> Item:
+    """One item of a batch; header names with underscores for hyphens."""
+    return Item(destination, body, {name.replace("_", "-"): value for name, value in headers.items()}, queue)
+
+
+def entry(upstream: Upstream, message: Item, now: float = 0.0) -> Entry:
+    """Accept one message that is answered with an object."""
+    answer = upstream.accept_batch([message], now)[0]
+    assert isinstance(answer, Entry)
+    return answer
+
+
+def endpoints(upstream: Upstream, message: Item, now: float = 0.0) -> list[Entry]:
+    """Accept one message that is answered with an array."""
+    answer = upstream.accept_batch([message], now)[0]
+    assert isinstance(answer, list)
+    return answer
+
+
+def post(faulty: FaultyUpstream, items: list[dict[str, Any]], now: float = 0.0) -> SimulatedReply:
+    """Post one batch in virtual time."""
+    return faulty.respond("/v2/batch", orjson.dumps(items), (), now)

@@ -1,0 +1,130 @@
+"""A block: some hundred lines that are submitted, settled and written together.
+
+Work is done per block, never per line: one task waits for its deliveries, one pass turns them into bytes, one
+write takes them away. Once settled it holds bytes and counts only, so that a block that waits behind a slow
+one costs little. Made and moved by `_pipeline`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from itertools import count
+from typing import TYPE_CHECKING
+
+from dispatcher.cli._records import (
+    BAD_LINE,
+    STOPPED,
+    Problem,
+    blank_line,
+    failed_line,
+    problem_line,
+    problem_of,
+    receipt_line,
+)
+from dispatcher.delivery import Delivery
+from dispatcher.errors import DispatcherClosed, MessageInvalid
+from dispatcher.message import Receipt
+from dispatcher.ndjson import LineError, LineTooLong, decode, is_blank
+from dispatcher.sdk import line_to_message
+
+if TYPE_CHECKING:
+    from dispatcher.cli._outputs import Outputs
+    from dispatcher.errors import AdmissionError, DeliveryError
+    from dispatcher.message import Message
+    from dispatcher.ndjson import Line
+
+REPORTED_PROBLEMS: int = 20
+"""Problems of a block that are kept to be told; the rest is only counted."""
+
+Place = Delivery | Problem | None
+"""What became of a line on submission: taken, refused, or (`None`) nothing on it."""
+
+
+class Block:
+    """Lines `first` to `first + len(lines) - 1`."""
+
+    __slots__ = (
+        *("deduplicated", "delivered", "errors", "failed", "failures", "first", "is_settled", "lines"),
+        *("places", "problems", "receipts", "size_bytes", "skipped", "length"),
+    )
+
+    def __init__(self, first: int, lines: list[Line]) -> None:
+        self.first = first
+        self.length = len(lines)
+        self.size_bytes = sum([len(line) for line in lines if isinstance(line, bytes)])
+        self.lines = lines
+        self.places: list[Place] = []
+        self.is_settled = asyncio.Event()
+        self.delivered = 0
+        self.deduplicated = 0
+        self.skipped = 0
+        self.failed: Counter[str] = Counter()
+        self.problems: list[tuple[int, Problem]] = []
+        """The first few, to be told."""
+        self.errors: list[DeliveryError] = []
+        """One of each kind, to be looked at."""
+        self.receipts = b""
+        self.failures = b""
+
+    async def settle(self, outputs: Outputs) -> None:
+        """Wait until every line has its outcome, and turn them into bytes and counts."""
+        for place in self.places:
+            if isinstance(place, Delivery) and place.outcome is None:
+                await place.wait()
+        self._write_up(outputs)
+        self.lines, self.places = [], []
+
+    def _write_up(self, outputs: Outputs) -> None:
+        receipts: list[bytes] = []
+        failures: list[bytes] = []
+        wants_receipts = outputs.wants_receipts
+        for number, place in zip(count(self.first), self.places, strict=False):
+            outcome = place.outcome if isinstance(place, Delivery) else place
+            if isinstance(outcome, Receipt):
+                self.delivered += 1
+                self.deduplicated += outcome.deduplicated
+                if wants_receipts:
+                    receipts.append(receipt_line(number, outcome))
+            elif outcome is None:
+                self.skipped += 1
+                receipts.append(blank_line(number))
+            else:
+                problem = self._fail(number, outcome)
+                receipts.append(problem_line(number, problem))
+                if outputs.wants_failures:
+                    failures.append(failed_line(number, self.lines[number - self.first], problem))
+        if wants_receipts:
+            self.receipts = b"".join(receipts)
+        self.failures = b"".join(failures)
+
+    def _fail(self, number: int, outcome: Problem | DeliveryError) -> Problem:
+        problem = outcome if isinstance(outcome, Problem) else problem_of(outcome)
+        if not isinstance(outcome, Problem) and problem.kind not in self.failed:
+            self.errors.append(outcome)
+        self.failed[problem.kind] += 1
+        if len(self.problems) < REPORTED_PROBLEMS:
+            self.problems.append((number, problem))
+        return problem
+
+
+def read_line(line: Line) -> Message | Problem | None:
+    """The message on a line; `None` if there is nothing on it."""
+    try:
+        return line_to_message(decode(line))
+    except LineError as error:
+        return None if is_blank(line) else Problem(BAD_LINE, str(error))
+    except MessageInvalid as error:
+        return refused(error)
+
+
+def refused(error: AdmissionError) -> Problem:
+    """The dispatcher did not take a message."""
+    if isinstance(error, DispatcherClosed):
+        return Problem(STOPPED, "it was read, and not sent before the sending was stopped")
+    return Problem(type(error).__name__, str(error))
+
+
+def is_kept(line: Line) -> bool:
+    """Its bytes are held."""
+    return not isinstance(line, LineTooLong)

@@ -1,0 +1,167 @@
+"""A scenario: who sends what, and what goes wrong. Read from `scenarios/*.toml`; turned into messages by a seed.
+
+Knows nothing of the core but its `Message`; called by `world` and the command.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+from msgspec import Struct
+
+from dispatcher.config import Config
+from dispatcher.message import Message
+from dispatcher.options import Options
+
+if TYPE_CHECKING:
+    from random import Random
+
+FOLDER: Final = Path(__file__).parent / "scenarios"
+POISON: Final = "POISON"
+GROUP: Final = "subscribers"
+CONTENT: Final = Options(content_based_deduplication=True)
+SHARED: Final = Options(retries=2, forward={"X-Tenant": "42"})
+
+
+class Mix(Struct, frozen=True, forbid_unknown_fields=True):
+    """Shares of the messages, each from 0 to 1."""
+
+    queued: float = 0.0
+    queues: int = 3
+    group: float = 0.0
+    binary: float = 0.0
+    empty: float = 0.0
+    own_id: float = 0.0
+    content: float = 0.0
+    poison: float = 0.0
+    """The service refuses it, and every batch it is in, with 400."""
+    missing: float = 0.0
+    """To a URL group that does not exist: 404, with its name in the text."""
+    large: float = 0.0
+    """Above the service's size, and not above ours: 413."""
+
+
+class Scenario(Struct, frozen=True, forbid_unknown_fields=True):
+    """What one file says."""
+
+    about: str
+    messages: tuple[int, int] = (50, 300)
+    bytes: tuple[int, int] = (10, 400)
+    seconds: float = 5.0
+    """Over which the messages are produced."""
+    burst: tuple[int, int] = (1, 20)
+    deadlines: list[tuple[float, float]] = []
+    """(seconds, share); the rest has the configuration's."""
+    withdrawn: float = 0.0
+    withdrawn_within: float = 0.5
+    impatient: float = 0.0
+    """Share of those waiting for room that give up after a while."""
+    flushes: int = 0
+    drain_after: tuple[float, float] | None = None
+    uplink: float = 0.0
+    """Seconds at most until a request arrives at the service."""
+    outages: list[tuple[float, float]] = []
+    """Spans, in seconds from the start, in which no connection is made."""
+    all_delivered: bool = False
+    """Everything but culprits and withdrawn ones must have its receipt."""
+    every_reply_is_seen: bool = False
+    """No fault here loses a reply, so that every exception to a queue's order must have been counted."""
+    upstream: dict[str, Any] = {}
+    config: dict[str, Any] = {}
+    faults: dict[str, Any] = {}
+    mix: Mix = Mix()
+
+    def settings(self) -> Config:
+        """The dispatcher's configuration."""
+        return Config.load(env={}, token="simulated", **self.config)
+
+
+class Draft(Struct):
+    """One message that a producer will hand in."""
+
+    number: int
+    at: float
+    message: Message
+    is_culprit: bool
+    withdraw_at: float | None = None
+
+
+def names() -> list[str]:
+    """Every scenario there is."""
+    return sorted(path.stem for path in FOLDER.glob("*.toml"))
+
+
+def load(name: str) -> Scenario:
+    """One scenario by its name."""
+    content = tomllib.loads((FOLDER / f"{name}.toml").read_text(encoding="utf-8"))
+    return msgspec.convert(content, Scenario, strict=False)
+
+
+def draft(scenario: Scenario, rng: Random) -> list[Draft]:
+    """Every message of a run, by the instant at which it is handed in; the first one is harmless."""
+    count = rng.randint(*scenario.messages)
+    drafts = [Draft(0, 0.0, Message("https://first.example/", "first"), False)]
+    while len(drafts) < count:
+        at = 0.5 + rng.uniform(0.0, scenario.seconds)
+        for _ in range(min(rng.randint(*scenario.burst), count - len(drafts))):
+            drafts.append(_one(scenario, rng, len(drafts), at))
+    return sorted(drafts, key=lambda one: (one.at, one.number))
+
+
+def _one(scenario: Scenario, rng: Random, number: int, at: float) -> Draft:
+    mix = scenario.mix
+    kind = _kind(mix, rng)
+    size = rng.randint(*scenario.bytes)
+    destination, body = f"https://d{number % 5}.example/hook", f"{number} ".ljust(size, "é" if size % 2 else "x")
+    if kind == "missing":
+        destination = f"nobody-{number}"
+    elif kind == "poison":
+        body += POISON
+    elif kind == "large":
+        body = body.ljust(int(scenario.upstream["max_message_bytes"]) + 1, "L")
+    elif kind == "group":
+        destination = GROUP
+    if kind == "empty":
+        message = Message(f"https://empty.example/{number}?token=secret")
+    elif kind == "binary":
+        message = Message(destination, b"\xff" + body.encode())
+    else:
+        message = Message(destination, body, options=SHARED if number % 3 == 0 else None)
+    _decorate(message, mix, rng, number)
+    message.deliver_within = _deadline(scenario, rng)
+    withdraw_at = None
+    if rng.random() < scenario.withdrawn:
+        withdraw_at = at + rng.uniform(0.0, scenario.withdrawn_within)
+    return Draft(number, at, message, kind in ("missing", "poison", "large"), withdraw_at)
+
+
+def _kind(mix: Mix, rng: Random) -> str:
+    place = rng.random()
+    for name in ("missing", "poison", "large", "group", "binary", "empty"):
+        share: float = getattr(mix, name)
+        if place < share:
+            return name
+        place -= share
+    return "plain"
+
+
+def _decorate(message: Message, mix: Mix, rng: Random, number: int) -> None:
+    if rng.random() < mix.queued:
+        message.queue = f"q{rng.randrange(mix.queues)}"
+    place = rng.random()
+    if place < mix.own_id:
+        message.deduplication_id = f"own-{number}"
+    elif place < mix.own_id + mix.content:
+        message.options = CONTENT
+
+
+def _deadline(scenario: Scenario, rng: Random) -> float | None:
+    place = rng.random()
+    for seconds, share in scenario.deadlines:
+        if place < share:
+            return seconds
+        place -= share
+    return None

@@ -1,0 +1,258 @@
+"""The share of the simulation that the test suite runs, and the proof that its oracle can fail."""
+
+from __future__ import annotations
+
+import pytest
+from msgspec import structs
+
+from dispatcher.core import settlement
+from dispatcher.core.accumulator import Accumulator
+from dispatcher.core.batch import CERTAINTIES, IN_FLIGHT, Batch, Entry, Trouble
+from dispatcher.core.engine import Engine
+from dispatcher.core.isolation import Isolation
+from dispatcher.core.replies import Accepted
+from dispatcher.core.room import Room
+from dispatcher.message import Receipt
+from tests.simulation.runs import failure, run
+from tests.simulation.scenario import load, names
+
+SEEDS = 24
+MUTATION_SEEDS = 40
+
+
+@pytest.mark.parametrize("name", names())
+def test_scenario(name: str) -> None:
+    """Every invariant holds after every step, and every outcome is true, for the first seeds of each scenario."""
+    for seed in range(SEEDS):
+        report = failure(name, seed)
+        assert report is None, report
+
+
+def test_scenarios_do_what_they_say() -> None:
+    """The faults happen: each scenario's own trouble is seen in its counters."""
+    seen = {name: run(load(name), 1).engine.tally for name in names()}
+    assert set(seen["calm"].requests) == {"200", "202"} - ({"202"} - set(seen["calm"].requests))
+    assert seen["storm"].requests["429"] > 10
+    assert seen["outage"].requests["connect"] > 5
+    assert {"disconnect", "reply", "timeout"} <= set(seen["lossy"].requests)
+    assert seen["poison"].isolations > 0
+    assert seen["poison"].finished["rejected"] > 0
+    assert seen["small_upstream"].requests["412"] > 0
+    assert seen["deadlines"].finished["deadline_exceeded"] > 10
+    assert seen["withdrawals"].finished["withdrawn"] > 10
+    assert seen["without_ids"].finished["unknown"] > 0
+    assert seen["tiny_room"].batches["room"] > 0
+    assert seen["passed_over"].order_violations > 0
+    assert sum(run(load("drain"), seed).engine.tally.finished.get("abandoned", 0) for seed in range(20)) > 0
+
+
+def test_a_hundred_thousand_messages_under_faults() -> None:
+    """100,000 messages under every fault at once settle truly, in seconds."""
+    config = {"queue": {"max_messages": 5_000}, "limit": {"max_in_flight": 32}, "deliver_within": 600}
+    scenario = structs.replace(
+        load("mixed"),
+        messages=(100_000, 100_000),
+        seconds=60.0,
+        burst=(50, 500),
+        config=config,
+        flushes=10,
+        mix=structs.replace(load("mixed").mix, poison=0.0005, missing=0.0005, large=0.0005),
+    )
+    world = run(scenario, 7, check_every=500)
+    tally = world.engine.tally
+    assert tally.admitted > 90_000
+    assert tally.finished["delivered"] > 0.9 * tally.admitted
+
+
+def test_a_run_is_decided_by_its_seed() -> None:
+    """The same seed plays the same run, another one another."""
+    first, again, other = (list(run(load("mixed"), seed).trace) for seed in (5, 5, 6))
+    assert first == again
+    assert first != other
+
+
+def _fails(scenario: str, *, seeds: int = MUTATION_SEEDS) -> str:
+    """The first report of a failing seed."""
+    for seed in range(seeds):
+        report = failure(scenario, seed)
+        if report is not None:
+            assert f"--scenario {scenario} --start {seed} --seeds 1" in report
+            return report
+    pytest.fail(f"no seed of {scenario} noticed")
+
+
+def test_shifted_ids_are_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A receipt with the neighbour's id is noticed."""
+    honest = settlement.read_reply
+
+    def shifted(body: bytes, expected: int, *, is_group: bool) -> object:
+        outcomes = list(honest(body, expected, is_group=is_group) or [])
+        return outcomes[1:] + outcomes[:1] or None
+
+    monkeypatch.setattr(settlement, "read_reply", shifted)
+    assert "the service has" in _fails("calm")
+
+
+def test_a_guessed_id_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A reply that is too short, read as far as it goes, is noticed."""
+    honest = settlement.read_reply
+
+    def guessing(body: bytes, expected: int, *, is_group: bool) -> object:
+        read = honest(body, expected, is_group=is_group)
+        return read or [Accepted(f"msg_local0{number:016x}") for number in range(expected)]
+
+    monkeypatch.setattr(settlement, "read_reply", guessing)
+    assert "the service has" in _fails("lossy")
+
+
+def test_room_released_twice_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Room given back twice is noticed."""
+    honest = Room.release
+
+    def twice(room: Room[Entry], messages: int, size_bytes: int) -> None:
+        honest(room, messages, size_bytes)
+        if room.held_messages > messages:
+            honest(room, messages, size_bytes)
+
+    monkeypatch.setattr(Room, "release", twice)
+    assert "room" in _fails("calm")
+
+
+def test_room_never_released_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Room that is not given back is noticed."""
+    monkeypatch.setattr(Room, "release", lambda *_: None)
+    assert "room" in _fails("calm")
+
+
+def test_a_lane_that_is_not_muted_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two batches of one queue at once are noticed."""
+    monkeypatch.setattr(Accumulator, "_mute", lambda *_: None)
+    monkeypatch.setattr(Accumulator, "resolve", lambda *_: None)
+    assert "ordered lane" in _fails("queues")
+
+
+def test_a_broken_order_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Failed messages put at the end of their queue instead of its front are noticed."""
+
+    def at_the_end(lanes: Accumulator, entries: list[Entry]) -> None:
+        for entry in entries:
+            lane = entry.lane
+            assert lane is not None
+            lanes.append(entry)
+            if lane.ordered:
+                lanes.resolve(lane, 1)
+
+    monkeypatch.setattr(Accumulator, "restore", at_the_end)
+    assert "out of order" in _fails("queues") or "overtaken" in _fails("queues")
+
+
+def test_a_lost_message_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An entry that a retry forgets is noticed."""
+    honest = Accumulator.restore
+    monkeypatch.setattr(Accumulator, "restore", lambda lanes, entries: honest(lanes, entries[1:]))
+    _fails("storm")
+
+
+def test_a_settlement_told_twice_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An entry that leaves twice is noticed."""
+    honest = settlement._settle_delivered
+
+    def twice(engine: Engine, batch: Batch, entries: list[Entry], now: float) -> None:
+        honest(engine, batch, entries, now)
+        engine.settled.append(entries[0])
+
+    monkeypatch.setattr(settlement, "_settle_delivered", twice)
+    assert "settles twice" in _fails("calm")
+
+
+def test_a_message_sent_twice_at_once_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A batch that starts again while it is out is noticed."""
+    honest = Engine._next
+    last: dict[int, Batch] = {}
+
+    def again(engine: Engine, now: float) -> Batch | None:
+        batch = honest(engine, now)
+        if batch is None and id(engine) in last and last[id(engine)].entries[0].state == IN_FLIGHT:
+            old = last.pop(id(engine))
+            return Batch(old.entries, old.size_bytes, "twice", single=old.single)
+        if batch is not None:
+            last[id(engine)] = batch
+        return batch
+
+    monkeypatch.setattr(Engine, "_next", again)
+    _fails("calm")
+
+
+def test_a_false_certainty_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An unknown outcome that is called "not accepted" is noticed."""
+    honest = Trouble.learn
+    assert CERTAINTIES["unknown"] > CERTAINTIES["not_accepted"]
+    monkeypatch.setattr(Trouble, "learn", lambda trouble, _: honest(trouble, "not_accepted"))
+    assert "and was accepted" in _fails("drain")
+
+
+def test_repeating_the_unknown_without_an_id_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Deduplication off, and an unknown outcome sent again all the same: the second acceptance is noticed."""
+    honest = Engine.offer
+
+    def careless(engine: Engine, entry: Entry) -> None:
+        entry.idempotent = True
+        honest(engine, entry)
+
+    monkeypatch.setattr(Engine, "offer", careless)
+    assert "was accepted 2 times" in _fails("without_ids")
+
+
+def test_a_neighbour_rejected_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An isolation that blames the wrong message is noticed."""
+    honest = Isolation._split
+
+    def without_the_last_step(isolation: Isolation, entries: list[Entry]) -> None:
+        honest(isolation, entries)
+        if len(entries) == 2:
+            isolation._pending.reverse()
+            isolation._pending[-1].twin, isolation._pending[0].twin = isolation._pending[0], None
+            isolation._pending[0].entries, isolation._pending[-1].entries = (
+                isolation._pending[-1].entries,
+                isolation._pending[0].entries,
+            )
+
+    def blames_the_first(isolation: Isolation, *, infers: bool) -> Entry | None:
+        segment = isolation._end_probe()
+        isolation._infers = infers
+        return segment.entries[0] if len(segment.entries) <= 2 else isolation._pending.append(segment)
+
+    del without_the_last_step
+    monkeypatch.setattr(Isolation, "on_refused", blames_the_first)
+    _fails("poison")
+
+
+def test_a_missed_wake_up_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An engine that forgets to say when to ask again leaves something held: noticed."""
+    honest = Engine._wake_at
+
+    def late(engine: Engine, now: float) -> float:
+        return honest(engine, now) + 0.5
+
+    monkeypatch.setattr(Engine, "_wake_at", late)
+    _fails("deadlines")
+
+
+def test_a_flush_forgotten_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A flush that claims to be over too early is noticed."""
+    monkeypatch.setattr(Engine, "is_flushed", lambda *_: True)
+    assert "flush" in _fails("calm")
+
+
+def test_a_receipt_from_nowhere_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A receipt for a message the service never took is noticed."""
+    honest = settlement.failures.exhausted
+    assert honest is not None
+
+    def forge(engine: Engine, entry: Entry, outcome: object, word: str) -> None:
+        engine.settle(entry, outcome, word)  # type: ignore[arg-type]
+        entry.outcome = Receipt("msg_forged")
+        settlement._resolve(engine, [entry])
+
+    monkeypatch.setattr(settlement, "_settle_failed", forge)
+    assert "has a receipt and was not accepted" in _fails("poison")

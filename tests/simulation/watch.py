@@ -1,0 +1,100 @@
+"""What must hold after every step, computed apart from the engine's own counters."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from dispatcher.core.batch import SETTLED, WAITING
+
+if TYPE_CHECKING:
+    from dispatcher.core.batch import Entry, Step
+    from dispatcher.core.engine import Engine
+
+CHECK_AT_MOST: Final = 2_000
+"""With more held than this a full check is sampled, not made after every step."""
+SLACK: Final = 1e-9
+
+
+class Watch:
+    """Looks on; raises `AssertionError` where an invariant does not hold."""
+
+    def __init__(self, engine: Engine, check_every: int) -> None:
+        self.engine = engine
+        self.drain_at = float("inf")
+        self.settled: set[int] = set()
+        """Admission numbers of what left through `settled`."""
+        self._check_every = check_every
+        self._steps = 0
+        self._open: set[int] = set()
+        self._flushes: dict[int, set[int]] = {}
+
+    def on_offer(self, entry: Entry) -> None:
+        """An entry was admitted."""
+        self._open.add(entry.number)
+
+    def on_flush(self, epoch: int) -> None:
+        """A flush covers everything that is open now."""
+        self._flushes[epoch] = set(self._open)
+
+    def on_step(self, step: Step, now: float) -> None:
+        """Check one step; called after every poll."""
+        self._steps += 1
+        self._settle(step)
+        self._check_flushes()
+        engine = self.engine
+        assert step.wake_at > now, f"wake_at {step.wake_at} is not after now {now}: a busy loop"
+        assert len(engine.out) <= engine.limit.value, "more batches are in flight than the limit allows"
+        assert not (step.start and engine.gate.is_refusing(now)), "something starts at a refusing gate"
+        if now >= self.drain_at:
+            assert not self._open, "something is held after the drain"
+        for batch in step.start:
+            self._check_batch(batch.entries, len(batch.body()), now)
+        if self._steps % self._check_every == 0:
+            engine.check()
+            self._check_readiness(now)
+
+    def _settle(self, step: Step) -> None:
+        for entry in step.settled:
+            assert entry.state == SETTLED, "an entry leaves that is not settled"
+            assert entry.outcome is not None, "an entry settles without an outcome"
+            assert entry.number not in self.settled, f"entry {entry.number} settles twice"
+            self.settled.add(entry.number)
+            self._open.remove(entry.number)
+            for covered in self._flushes.values():
+                covered.discard(entry.number)
+
+    def _check_flushes(self) -> None:
+        for epoch, covered in list(self._flushes.items()):
+            is_flushed = self.engine.is_flushed(epoch)
+            assert is_flushed == (not covered), f"flush {epoch} says {is_flushed} with {len(covered)} open"
+            if not covered:
+                del self._flushes[epoch]
+
+    def _check_batch(self, entries: list[Entry], body_bytes: int, now: float) -> None:
+        batch = self.engine.config.batch
+        assert len(entries) <= batch.max_messages, "a batch has too many messages"
+        assert len(entries) == 1 or body_bytes <= batch.max_bytes, "a batch has too many bytes"
+        assert len(entries) == 1 or all(entry.single is None for entry in entries), "a single has company"
+        assert len({entry.number for entry in entries}) == len(entries), "a batch carries an entry twice"
+        for entry in entries:
+            assert entry.number not in self.settled, f"settled entry {entry.number} is sent"
+            assert now <= entry.deadline + 0.01, "an entry is sent after its deadline"
+        last: dict[str, int] = {}
+        for entry in entries:
+            if entry.queue is not None:
+                assert last.get(entry.queue, -1) < entry.number, "a batch carries a queue out of order"
+                last[entry.queue] = entry.number
+
+    def _check_readiness(self, now: float) -> None:
+        """With a free slot, nothing sendable waits past its linger."""
+        engine = self.engine
+        if len(engine.out) >= engine.limit.value:
+            return
+        linger = engine.config.batch.linger
+        for lane in engine.lanes.lanes:
+            if lane.is_muted:
+                continue
+            for entry in lane.waiting:
+                if entry.state == WAITING:
+                    assert now < entry.admitted_at + linger + SLACK, "something waits past its linger"
+                    assert entry.single is None or lane.ordered, "a single waits for company"
