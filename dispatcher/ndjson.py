@@ -2,8 +2,8 @@
 
 `LineSplitter` takes chunks and gives lines; it holds at most one unfinished line, and never more than
 `MAX_LINE_BYTES` of it: what is longer is counted, not kept. `decode` says what is wrong with a line in words
-for whoever wrote it, and never shows the line. Nothing here reads, waits or knows what a message is. Called by
-the commands that take messages from files.
+for whoever wrote it, and never shows the line. Nothing here reads, waits or knows what a message is. Called
+by the commands that take messages from files.
 """
 
 from __future__ import annotations
@@ -72,11 +72,11 @@ class LineSplitter:
             self._parts.clear()
 
     def _take(self) -> Line:
-        line: Line = b"".join(self._parts)
+        line: Line
         if self._size > self._max_line_bytes:
             line = LineTooLong(self._size)
-        elif self._is_first:
-            line = line.removeprefix(_BYTE_ORDER_MARK)
+        else:
+            line = b"".join(self._parts).removeprefix(_BYTE_ORDER_MARK if self._is_first else b"")
         self._is_first = False
         self._parts.clear()
         self._size = 0

@@ -129,7 +129,9 @@ def line_to_message(obj: object) -> Message:
 def _without_failure(line: Mapping[str, Any]) -> Mapping[str, Any]:
     raw = next((key for key in (RAW_KEY, RAW_BASE64_KEY) if key in line), None)
     if raw is not None:
-        raise MessageInvalid(f"the line could not be read before; put the corrected text of `{raw}` in its place")
+        raise MessageInvalid(
+            f"the line could not be read before; put the corrected text of `{raw}` in its place"
+        )
     return {key: value for key, value in line.items() if key != FAILURE_KEY}
 
 

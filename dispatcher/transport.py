@@ -12,6 +12,7 @@ keeps no cookies, and reads proxy settings only when told to.
 from __future__ import annotations
 
 import asyncio
+import io
 import ssl
 from typing import TYPE_CHECKING, Final, Protocol
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from dispatcher.config import Config
 
 KEEPALIVE_SECONDS: Final = 30.0
+PLAIN_BODY_BYTES: Final = 1_048_576
 READ_HEADERS: Final = frozenset(
     {
         *("retry-after", "date", "location", "ratelimit-limit", "ratelimit-remaining", "ratelimit-reset"),
@@ -119,8 +121,8 @@ class HTTPTransport:
         session = self._session
         assert session is not None, "the transport was not started"
         headers["Authorization"] = self._authorization
-        # Above 1 MiB aiohttp warns about a bare `bytes`; wrapped it is sent the same way, without a word.
-        payload = aiohttp.BytesPayload(body) if len(body) > 1_048_576 else body
+        # aiohttp warns about large plain bytes, which it would write in one piece; a file it reads in parts.
+        payload = io.BytesIO(body) if len(body) > PLAIN_BODY_BYTES else body
         try:
             async with (
                 asyncio.timeout(timeout),

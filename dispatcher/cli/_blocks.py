@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from itertools import count
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from dispatcher.cli._records import (
     BAD_LINE,
@@ -25,7 +25,7 @@ from dispatcher.cli._records import (
 from dispatcher.delivery import Delivery
 from dispatcher.errors import DispatcherClosed, MessageInvalid
 from dispatcher.message import Receipt
-from dispatcher.ndjson import LineError, LineTooLong, decode, is_blank
+from dispatcher.ndjson import LineError, decode, is_blank
 from dispatcher.sdk import line_to_message
 
 if TYPE_CHECKING:
@@ -34,7 +34,8 @@ if TYPE_CHECKING:
     from dispatcher.message import Message
     from dispatcher.ndjson import Line
 
-REPORTED_PROBLEMS: int = 20
+NOT_SENT: Final = Problem(STOPPED, "it was read, and not sent before the sending was stopped")
+REPORTED_PROBLEMS: Final = 20
 """Problems of a block that are kept to be told; the rest is only counted."""
 
 Place = Delivery | Problem | None
@@ -121,10 +122,5 @@ def read_line(line: Line) -> Message | Problem | None:
 def refused(error: AdmissionError) -> Problem:
     """The dispatcher did not take a message."""
     if isinstance(error, DispatcherClosed):
-        return Problem(STOPPED, "it was read, and not sent before the sending was stopped")
+        return NOT_SENT
     return Problem(type(error).__name__, str(error))
-
-
-def is_kept(line: Line) -> bool:
-    """Its bytes are held."""
-    return not isinstance(line, LineTooLong)

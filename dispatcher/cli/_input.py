@@ -10,7 +10,8 @@ from __future__ import annotations
 import asyncio
 import os
 import stat
-from typing import TYPE_CHECKING, Final
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, Self
 
 import anyio.to_thread
 
@@ -44,7 +45,7 @@ class Input:
         """Of a regular file, else `None`."""
         self.read_bytes = 0
 
-    def __enter__(self) -> Input:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -60,7 +61,7 @@ class Input:
     def is_same_file(self, path: str) -> bool:
         """Is `path` the file that is read here?"""
         try:
-            return self._is_regular and os.path.samestat(os.fstat(self._fd), os.stat(path))
+            return self._is_regular and os.path.samestat(os.fstat(self._fd), Path(path).stat())
         except OSError:
             return False
 

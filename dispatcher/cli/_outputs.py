@@ -9,7 +9,8 @@ from __future__ import annotations
 import os
 import sys
 from contextlib import suppress
-from typing import IO, TYPE_CHECKING, Final
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Final, Self
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -46,7 +47,7 @@ class Outputs:
         """Failures are written somewhere."""
         return self._failures is not None
 
-    def __enter__(self) -> Outputs:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -84,6 +85,6 @@ def _is_same(one: str, other: str) -> bool:
     if one == other:
         return True
     try:
-        return STANDARD_OUTPUT not in (one, other) and os.path.samefile(one, other)
+        return STANDARD_OUTPUT not in (one, other) and Path(one).samefile(other)
     except OSError:
         return False

@@ -9,16 +9,17 @@ gets its record. Knows neither arguments nor terminals.
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter, deque
+from functools import partial
 from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 
 import anyio
 import anyio.to_thread
 
-from dispatcher.cli._blocks import Block, read_line, refused
-from dispatcher.cli._records import STOPPED
-from dispatcher.delivery import Delivery
-from dispatcher.errors import AdmissionError, DeadlineExceeded, Halted, QueueFull
+from dispatcher.cli._blocks import NOT_SENT, Block, read_line, refused
+from dispatcher.errors import AdmissionError, DeadlineExceeded, DispatcherClosed, Halted, QueueFull
+from dispatcher.message import Message
 from dispatcher.ndjson import LineSplitter
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from dispatcher.cli._outputs import Outputs
     from dispatcher.cli._records import Problem
     from dispatcher.dispatcher import Dispatcher
+    from dispatcher.errors import DeliveryError
     from dispatcher.ndjson import Line
 
 WINDOW_LINES: Final = 100_000
@@ -36,7 +38,7 @@ WINDOW_BYTES: Final = 33_554_432
 """Of the input; decoded and encoded, each of its messages is held twice more."""
 BLOCK_LINES: Final = 500
 WRITE_BYTES: Final = 1_048_576
-"""Written at once at most, for a slow reader of the receipts must not make them pile up elsewhere."""
+"""Written at once, about: one joined copy of the records of several blocks."""
 T = TypeVar("T")
 
 
@@ -55,7 +57,8 @@ class Stop:
         self.why: str | None = None
         self.is_refused = False
         """The upstream refused the token or the URL at first contact."""
-        self.asked = anyio.Event()
+        self.signals = 0
+        self.asked = asyncio.Event()
         self._scope: anyio.CancelScope | None = None
 
     def ask(self, why: str, *, is_refused: bool = False) -> None:
@@ -109,25 +112,26 @@ class Pipeline:
         self._stop = stop
         self._reporter = reporter
         self._blocks: deque[Block] = deque()
-        self._lines_held = 0
-        self._bytes_held = 0
-        self._has_changed = anyio.Event()
+        """Submitted and not yet written, in the order of the input."""
+        self._held_lines = 0
+        self._held_bytes = 0
+        self._is_reading = True
+        self._has_news = asyncio.Event()
+        """For the writer: another block, or the end of the input."""
+        self._has_room = asyncio.Event()
+        """For the reader: blocks were written."""
 
     async def run(self) -> Totals:
-        """Until every line that was read is written. Raises `OSError` if the input cannot be read."""
-        async with anyio.create_task_group() as self._tasks:
-            self._tasks.start_soon(self._close_when_asked)
-            async with anyio.create_task_group() as ends:
-                ends.start_soon(self._write_all)
-                try:
-                    await self._read_all()
-                finally:
-                    self.is_reading = False
-                    self._change()
-            self._tasks.cancel_scope.cancel()
+        """Until every line that was read is written."""
+        async with anyio.create_task_group() as outer:
+            outer.start_soon(self._close_when_asked)
+            async with anyio.create_task_group() as self._tasks:
+                self._tasks.start_soon(self._write_all)
+                await self._read_all()
+                self._is_reading = False
+                self._has_news.set()
+            outer.cancel_scope.cancel()
         return self.totals
-
-    is_reading = True
 
     async def _close_when_asked(self) -> None:
         """Draining settles what is held, and refuses whatever is still on its way in."""
@@ -138,35 +142,122 @@ class Pipeline:
 
     async def _read_all(self) -> None:
         splitter = LineSplitter()
-        while chunk := await self._stop.unless_asked(self._source.read):
-            await self._submit(splitter.feed(chunk))
+        try:
+            while chunk := await self._stop.unless_asked(self._source.read):
+                await self._submit(splitter.feed(chunk))
+        except OSError as error:
+            self._stop.ask(f"{self._source.name} cannot be read: {error.strerror}")
         if self._stop.why is None:
             await self._submit(splitter.finish())
-            self.totals.is_input_read = self._stop.why is None
+            self.totals.is_input_read = True
 
     async def _submit(self, lines: list[Line]) -> None:
         for start in range(0, len(lines), BLOCK_LINES):
             block = Block(self.totals.read + 1, lines[start : start + BLOCK_LINES])
-            await self._stop.unless_asked(lambda block=block: self._room_for(block))
+            await self._stop.unless_asked(partial(self._wait_for_window, block))
             self.totals.read += block.length
-            self._lines_held += block.length
-            self._bytes_held += block.size_bytes
-            self._blocks.append(block)
+            self._held_lines += block.length
+            self._held_bytes += block.size_bytes
             await self._take(block)
+            self._blocks.append(block)
+            self._has_news.set()
             self._tasks.start_soon(self._settle, block)
 
-    async def _room_for(self, block: Block) -> None:
-        while self._lines_held and (
-            self._lines_held + block.length > WINDOW_LINES
-            or self._bytes_held + block.size_bytes > WINDOW_BYTES
+    async def _wait_for_window(self, block: Block) -> None:
+        """A block alone always fits, however large; the loop gets its turn between blocks."""
+        while self._held_lines and (
+            self._held_lines + block.length > WINDOW_LINES
+            or self._held_bytes + block.size_bytes > WINDOW_BYTES
         ):
-            await self._change_wait()
-        await anyio.lowlevel.checkpoint()
+            self._has_room.clear()
+            await self._has_room.wait()
+        await asyncio.sleep(0)
 
     async def _take(self, block: Block) -> None:
+        """Hand in the lines of a block, one after the other: queues keep their order."""
+        put_nowait, places = self._dispatcher.put_nowait, block.places
         for line in block.lines:
-            place = self._take_now(line)
-            block.places.append(await self._wait_to_take(line) if place is _FULL else place)
+            found = NOT_SENT if self._stop.why is not None else read_line(line)
+            if not isinstance(found, Message):
+                places.append(found)
+                continue
+            try:
+                delivery = put_nowait(found)
+            except QueueFull:
+                places.append(await self._put(found))
+            except AdmissionError as error:
+                places.append(self._refused(error))
+            else:
+                delivery.is_claimed = True
+                places.append(delivery)
 
-    def _take_now(self, line: Line) -> Place:
-        message = read_line(line)
+    async def _put(self, message: Message) -> Place:
+        try:
+            delivery = await self._dispatcher.put(message)
+        except AdmissionError as error:
+            return self._refused(error)
+        delivery.is_claimed = True
+        return delivery
+
+    def _refused(self, error: AdmissionError) -> Problem:
+        if isinstance(error, DispatcherClosed):
+            self._stop.ask(str(error))
+        return refused(error)
+
+    # ------------------------------------------------------------------------------------------- settling
+
+    async def _settle(self, block: Block) -> None:
+        await block.settle(self._outputs)
+        for error in block.errors:
+            self._consider(error)
+        block.is_settled.set()
+
+    def _consider(self, error: DeliveryError) -> None:
+        """Would every further line meet the same end?"""
+        statistics = self._dispatcher.statistics()
+        if isinstance(error, Halted) and not statistics.delivered:
+            self._stop.ask(error.reason, is_refused=True)
+        is_late = isinstance(error, DeadlineExceeded) and error.certainty == "not_sent"
+        if is_late and not statistics.requests.keys() - {"connect"}:
+            within = self._dispatcher.config.deliver_within
+            self._stop.ask(f"{self._dispatcher.config.url} was not reached within {within:g} s")
+
+    # ------------------------------------------------------------------------------------------- writing
+
+    async def _write_all(self) -> None:
+        while self._blocks or self._is_reading:
+            if not self._blocks:
+                self._has_news.clear()
+                await self._has_news.wait()
+                continue
+            await self._blocks[0].is_settled.wait()
+            blocks = self._take_settled()
+            await self._write(blocks)
+            for block in blocks:
+                self.totals.add(block)
+                self._held_lines -= block.length
+                self._held_bytes -= block.size_bytes
+                for number, problem in block.problems:
+                    self._reporter.problem(number, problem)
+            self._has_room.set()
+
+    def _take_settled(self) -> list[Block]:
+        """The settled blocks at the head, as many as are written at once."""
+        blocks: list[Block] = []
+        size = 0
+        while self._blocks and self._blocks[0].is_settled.is_set() and size < WRITE_BYTES:
+            block = self._blocks.popleft()
+            size += len(block.receipts) + len(block.failures)
+            blocks.append(block)
+        return blocks
+
+    async def _write(self, blocks: list[Block]) -> None:
+        receipts = b"".join([block.receipts for block in blocks])
+        failures = b"".join([block.failures for block in blocks])
+        if not (receipts or failures) or self.totals.output_error is not None:
+            return
+        try:
+            await anyio.to_thread.run_sync(self._outputs.write, receipts, failures)
+        except OSError as error:
+            self.totals.output_error = error
+            self._stop.ask(f"receipts or failures cannot be written: {error.strerror}")

@@ -13,12 +13,11 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import orjson
 
 from dispatcher.core.wire import DEDUPLICATION_ID
-from dispatcher.errors import DeliveryError
 from dispatcher.ndjson import LineTooLong
 from dispatcher.sdk import FAILURE_KEY, RAW_BASE64_KEY, RAW_KEY
 
 if TYPE_CHECKING:
-    from dispatcher.errors import Attempt, Certainty
+    from dispatcher.errors import Attempt, Certainty, DeliveryError
     from dispatcher.message import Receipt
     from dispatcher.ndjson import Line
 
@@ -72,7 +71,12 @@ def receipt_line(number: int, receipt: Receipt) -> bytes:
         facts["duplicatePossible"] = True
     if receipt.message_id is None:
         facts["endpoints"] = [
-            {"url": one.url, "messageId": one.message_id, "deduplicated": one.deduplicated, "error": one.error}
+            {
+                "url": one.url,
+                "messageId": one.message_id,
+                "deduplicated": one.deduplicated,
+                "error": one.error,
+            }
             for one in receipt.endpoints
         ]
     return orjson.dumps(facts, option=orjson.OPT_APPEND_NEWLINE)

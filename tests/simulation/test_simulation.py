@@ -31,7 +31,7 @@ def test_scenario(name: str) -> None:
 def test_scenarios_do_what_they_say() -> None:
     """The faults happen: each scenario's own trouble is seen in its counters."""
     seen = {name: run(load(name), 1).engine.tally for name in names()}
-    assert set(seen["calm"].requests) == {"200", "202"} - ({"202"} - set(seen["calm"].requests))
+    assert set(seen["calm"].requests) == {"200"}
     assert seen["storm"].requests["429"] > 10
     assert seen["outage"].requests["connect"] > 5
     assert {"disconnect", "reply", "timeout"} <= set(seen["lossy"].requests)
@@ -56,6 +56,7 @@ def test_a_hundred_thousand_messages_under_faults() -> None:
         burst=(50, 500),
         config=config,
         flushes=10,
+        impatient=0.01,
         mix=structs.replace(load("mixed").mix, poison=0.0005, missing=0.0005, large=0.0005),
     )
     world = run(scenario, 7, check_every=500)
@@ -205,24 +206,16 @@ def test_repeating_the_unknown_without_an_id_is_caught(monkeypatch: pytest.Monke
 
 def test_a_neighbour_rejected_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     """An isolation that blames the wrong message is noticed."""
-    honest = Isolation._split
-
-    def without_the_last_step(isolation: Isolation, entries: list[Entry]) -> None:
-        honest(isolation, entries)
-        if len(entries) == 2:
-            isolation._pending.reverse()
-            isolation._pending[-1].twin, isolation._pending[0].twin = isolation._pending[0], None
-            isolation._pending[0].entries, isolation._pending[-1].entries = (
-                isolation._pending[-1].entries,
-                isolation._pending[0].entries,
-            )
 
     def blames_the_first(isolation: Isolation, *, infers: bool) -> Entry | None:
         segment = isolation._end_probe()
         isolation._infers = infers
-        return segment.entries[0] if len(segment.entries) <= 2 else isolation._pending.append(segment)
+        if len(segment.entries) <= 2:
+            return segment.entries[0]
+        segment.is_bad = True
+        isolation._pending.append(segment)
+        return None
 
-    del without_the_last_step
     monkeypatch.setattr(Isolation, "on_refused", blames_the_first)
     _fails("poison")
 
@@ -246,8 +239,6 @@ def test_a_flush_forgotten_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_receipt_from_nowhere_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     """A receipt for a message the service never took is noticed."""
-    honest = settlement.failures.exhausted
-    assert honest is not None
 
     def forge(engine: Engine, entry: Entry, outcome: object, word: str) -> None:
         engine.settle(entry, outcome, word)  # type: ignore[arg-type]

@@ -1,0 +1,144 @@
+"""What `dispatcher send` says while it runs: lines on standard error, and one that is redrawn on a terminal.
+
+Everything goes through one `Screen`, so that no warning lands in the middle of the progress line. Without a
+terminal there is no progress at all: a log needs no rate. A standard error that nobody reads any more ends
+nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections import deque
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Final, TextIO
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from dispatcher.cli._input import Input
+    from dispatcher.cli._records import Problem
+    from dispatcher.dispatcher import Dispatcher
+
+PROBLEMS_TOLD: Final = 20
+REDRAW_SECONDS: Final = 0.25
+RATE_DRAWS: Final = 8
+"""The rate is that of the last two seconds."""
+SILENCE_SECONDS: Final = 2.0
+_CLEAR: Final = "\r\x1b[K"
+
+
+class Screen:
+    """Standard error: whole lines, and below them the progress line.
+
+    Args:
+        stream: Where it goes.
+        name: Of the command, before each line.
+        is_quiet: Only `fail` is heard.
+    """
+
+    def __init__(self, stream: TextIO, name: str, *, is_quiet: bool = False) -> None:
+        self._stream = stream
+        self._name = name
+        self._is_quiet = is_quiet
+        self._line = ""
+        self._problems = 0
+
+    def say(self, text: str) -> None:
+        """A line that `--quiet` leaves out."""
+        if not self._is_quiet:
+            self.fail(text)
+
+    def fail(self, text: str) -> None:
+        """A line that must be seen."""
+        self._write(f"{_CLEAR if self._line else ''}{self._name}: {text}\n{self._line}")
+
+    def draw(self, line: str) -> None:
+        """Set the progress line, `""` for none."""
+        if line or self._line:
+            self._line = line
+            self._write(_CLEAR + line)
+
+    def problem(self, number: int, problem: Problem) -> None:
+        """A line of the input that was not delivered; after the first few they are only counted."""
+        self._problems += 1
+        if self._problems <= PROBLEMS_TOLD:
+            self.say(f"line {number:,}: {problem}")
+        elif self._problems == PROBLEMS_TOLD + 1:
+            self.say(
+                "further lines that are not delivered are only counted; --receipts and --failures list all"
+            )
+
+    def _write(self, text: str) -> None:
+        with suppress(OSError, ValueError):  # ValueError: it is closed
+            self._stream.write(text)
+            self._stream.flush()
+
+
+class _Handler(logging.Handler):
+    """The library's own log on the screen, the same text once."""
+
+    def __init__(self, screen: Screen) -> None:
+        super().__init__(logging.INFO)
+        self._screen = screen
+        self._told: set[str] = set()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = self.format(record)
+        if text not in self._told:
+            self._told.add(text)
+            self._screen.say(text)
+
+
+@contextmanager
+def library_log_on(screen: Screen) -> Iterator[None]:
+    """Show what the library logs."""
+    logger = logging.getLogger("dispatcher")
+    handler, level = _Handler(screen), logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+
+
+async def tell_silence(screen: Screen, dispatcher: Dispatcher) -> None:
+    """Say so if the upstream has not answered at all after `SILENCE_SECONDS`; a name server may be slow."""
+    await asyncio.sleep(SILENCE_SECONDS)
+    statistics = dispatcher.statistics()
+    if statistics.held and not statistics.requests:
+        screen.say(f"no answer from {dispatcher.config.url} yet; still trying")
+
+
+async def show_progress(screen: Screen, dispatcher: Dispatcher, source: Input) -> None:
+    """Redraw the progress line until cancelled."""
+    loop = asyncio.get_running_loop()
+    draws: deque[tuple[float, int]] = deque([(loop.time(), 0)], maxlen=RATE_DRAWS + 1)
+    try:
+        while True:
+            await asyncio.sleep(REDRAW_SECONDS)
+            statistics = dispatcher.statistics()
+            draws.append((loop.time(), statistics.delivered))
+            (then, before), (now, after) = draws[0], draws[-1]
+            parts = [
+                f"{statistics.delivered:,} delivered",
+                f"{statistics.failed:,} failed",
+                f"{statistics.held:,} held",
+                f"{statistics.batches_in_flight} requests in flight",
+                f"{(after - before) / (now - then):,.0f}/s",
+            ]
+            if source.size_bytes:
+                parts.append(f"{min(1.0, source.read_bytes / source.size_bytes):.0%} read")
+            screen.draw(" · ".join(parts)[: _columns() - 1])
+    finally:
+        screen.draw("")
+
+
+def _columns() -> int:
+    try:
+        return os.get_terminal_size(2).columns or 80
+    except OSError:
+        return 80
