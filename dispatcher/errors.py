@@ -52,6 +52,16 @@ class Attempt(NamedTuple):
 class DispatcherError(Exception):
     """The root: `except DispatcherError` catches whatever this package raises on purpose."""
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _revive, (type(self), self.args, self.__dict__)
+
+
+def _revive(kind: type[DispatcherError], args: tuple[Any, ...], state: dict[str, Any]) -> DispatcherError:
+    error = kind.__new__(kind)
+    error.args = args
+    error.__dict__.update(state)
+    return error
+
 
 class ConfigError(DispatcherError, ValueError):
     """A setting is wrong; the text says which, what it was, and what would be right."""
@@ -123,16 +133,6 @@ class DeliveryError(DispatcherError):
         tries = f"{len(self.attempts)} attempt{'' if len(self.attempts) == 1 else 's'}"
         last = f", the last: {self.attempts[-1].outcome}" if self.attempts else ""
         return f"{self.reason} ({self.certainty.replace('_', ' ')}; {tries}{last})"
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _revive, (type(self), self.args, self.__dict__)
-
-
-def _revive(kind: type[DeliveryError], args: tuple[Any, ...], state: dict[str, Any]) -> DeliveryError:
-    error = kind.__new__(kind)
-    error.args = args
-    error.__dict__.update(state)
-    return error
 
 
 class MessageRejected(DeliveryError):  # noqa: N818

@@ -14,6 +14,8 @@ from collections import deque
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Final, TextIO
 
+from dispatcher.cli._records import STOPPED
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -22,10 +24,14 @@ if TYPE_CHECKING:
     from dispatcher.dispatcher import Dispatcher
 
 PROBLEMS_TOLD: Final = 20
+UNTOLD: Final = ("Halted", STOPPED)
+"""Not told line by line: what ends the sending early is told once."""
 REDRAW_SECONDS: Final = 0.25
 RATE_DRAWS: Final = 8
 """The rate is that of the last two seconds."""
 SILENCE_SECONDS: Final = 2.0
+_CLOSING: Final = "closed with undelivered messages"
+"""What the library says of a drain that was not clean: the summary says it better."""
 _CLEAR: Final = "\r\x1b[K"
 
 
@@ -40,7 +46,7 @@ class Screen:
 
     def __init__(self, stream: TextIO, name: str, *, is_quiet: bool = False) -> None:
         self._stream = stream
-        self._name = name
+        self.name = name
         self._is_quiet = is_quiet
         self._line = ""
         self._problems = 0
@@ -52,7 +58,7 @@ class Screen:
 
     def fail(self, text: str) -> None:
         """A line that must be seen."""
-        self._write(f"{_CLEAR if self._line else ''}{self._name}: {text}\n{self._line}")
+        self._write(f"{_CLEAR if self._line else ''}{self.name}: {text}\n{self._line}")
 
     def draw(self, line: str) -> None:
         """Set the progress line, `""` for none."""
@@ -62,6 +68,8 @@ class Screen:
 
     def problem(self, number: int, problem: Problem) -> None:
         """A line of the input that was not delivered; after the first few they are only counted."""
+        if problem.kind in UNTOLD:
+            return
         self._problems += 1
         if self._problems <= PROBLEMS_TOLD:
             self.say(f"line {number:,}: {problem}")
@@ -85,8 +93,8 @@ class _Handler(logging.Handler):
         self._told: set[str] = set()
 
     def emit(self, record: logging.LogRecord) -> None:
-        text = self.format(record)
-        if text not in self._told:
+        text = self.format(record).removeprefix(f"{self._screen.name}: ")
+        if text not in self._told and _CLOSING not in text:
             self._told.add(text)
             self._screen.say(text)
 

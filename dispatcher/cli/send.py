@@ -19,11 +19,11 @@ import anyio
 
 from dispatcher.cli import EXIT_DONE, EXIT_UNDELIVERED, EXIT_USAGE
 from dispatcher.cli._input import Input
-from dispatcher.cli._loop import loop_factory
 from dispatcher.cli._outputs import Outputs
 from dispatcher.cli._pipeline import Pipeline, Stop, Totals
 from dispatcher.cli._records import BAD_LINE
 from dispatcher.cli._screen import Screen, library_log_on, show_progress, tell_silence
+from dispatcher.cli.loop import run_in_loop
 from dispatcher.config import Config, add_settings_arguments, overrides_from
 from dispatcher.dispatcher import Dispatcher
 from dispatcher.sources import TOKEN_FILE
@@ -105,10 +105,10 @@ def run(arguments: argparse.Namespace) -> int:
         except (OSError, ValueError) as error:
             screen.fail(_why_unwritable(error))
             return EXIT_USAGE
-        with outputs, library_log_on(screen), asyncio.Runner(loop_factory=loop_factory()) as runner:
+        with outputs, library_log_on(screen):
             gc.set_threshold(GC_THRESHOLD)
             has_progress = not (arguments.quiet or arguments.no_progress) and sys.stderr.isatty()
-            return runner.run(_send(config, source, outputs, screen, has_progress=has_progress))
+            return run_in_loop(_send(config, source, outputs, screen, has_progress=has_progress))
 
 
 def _open_outputs(arguments: argparse.Namespace, source: Input) -> Outputs:

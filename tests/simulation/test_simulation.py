@@ -57,6 +57,8 @@ def test_a_hundred_thousand_messages_under_faults() -> None:
         config=config,
         flushes=10,
         impatient=0.01,
+        withdrawn=0.01,
+        deadlines=[(5.0, 0.05)],
         mix=structs.replace(load("mixed").mix, poison=0.0005, missing=0.0005, large=0.0005),
     )
     world = run(scenario, 7, check_every=500)
@@ -220,15 +222,47 @@ def test_a_neighbour_rejected_is_caught(monkeypatch: pytest.MonkeyPatch) -> None
     _fails("poison")
 
 
-def test_a_missed_wake_up_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An engine that forgets to say when to ask again leaves something held: noticed."""
+def _sleep_through(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Let the engine forget one of the instants at which it wants to be asked again."""
+    honest = Engine._wake_at
+
+    def forgetful(engine: Engine, now: float) -> float:
+        owner, _, attribute = name.rpartition(".")
+        holder = getattr(engine, owner) if owner else engine
+        kept = getattr(holder, attribute)
+        setattr(holder, attribute, type(kept)() if owner else float("inf"))
+        try:
+            return honest(engine, now)
+        finally:
+            setattr(holder, attribute, kept)
+
+    monkeypatch.setattr(Engine, "_wake_at", forgetful)
+
+
+def test_a_missed_deadline_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An engine that does not wake for a deadline is noticed."""
+    _sleep_through(monkeypatch, "next_expiry")
+    assert "too late" in _fails("deadlines")
+
+
+def test_a_missed_back_off_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An engine that does not wake for the end of a back-off is noticed."""
+    _sleep_through(monkeypatch, "backoffs._heap")
+    assert "slept through" in _fails("outage")
+
+
+def test_a_missed_linger_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An engine that does not wake for the end of a linger is noticed."""
     honest = Engine._wake_at
 
     def late(engine: Engine, now: float) -> float:
-        return honest(engine, now) + 0.5
+        linger = engine.config.batch.linger
+        oldest = engine.lanes.oldest()
+        wake_at = honest(engine, now)
+        return wake_at + 0.05 if oldest is not None and wake_at == oldest.admitted_at + linger else wake_at
 
     monkeypatch.setattr(Engine, "_wake_at", late)
-    _fails("deadlines")
+    assert "lingers too long" in _fails("calm")
 
 
 def test_a_flush_forgotten_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from dispatcher.core.batch import SETTLED, WAITING
+from dispatcher.errors import DeadlineExceeded
 
 if TYPE_CHECKING:
     from dispatcher.core.batch import Entry, Step
     from dispatcher.core.engine import Engine
 
-CHECK_AT_MOST: Final = 2_000
-"""With more held than this a full check is sampled, not made after every step."""
+LATE: Final = 0.015
+"""Seconds past its deadline in which an entry must be settled (the engine looks less often if it holds many)."""
 SLACK: Final = 1e-9
 
 
@@ -27,6 +28,15 @@ class Watch:
         self._steps = 0
         self._open: set[int] = set()
         self._flushes: dict[int, set[int]] = {}
+        self._had_slots = True
+
+    def before_step(self, now: float) -> None:
+        """Check that nothing was due before this step; called before every poll."""
+        if self.engine.backoffs.next_at > now - SLACK:
+            return
+        overdue = [group for group in self.engine.backoffs if group.due_at <= now - SLACK]
+        is_live = any(entry.state != SETTLED for group in overdue for entry in group.entries)
+        assert not is_live, "the end of a back-off was slept through"
 
     def on_offer(self, entry: Entry) -> None:
         """An entry was admitted."""
@@ -39,7 +49,7 @@ class Watch:
     def on_step(self, step: Step, now: float) -> None:
         """Check one step; called after every poll."""
         self._steps += 1
-        self._settle(step)
+        self._settle(step, now)
         self._check_flushes()
         engine = self.engine
         assert step.wake_at > now, f"wake_at {step.wake_at} is not after now {now}: a busy loop"
@@ -49,15 +59,20 @@ class Watch:
             assert not self._open, "something is held after the drain"
         for batch in step.start:
             self._check_batch(batch.entries, len(batch.body()), now)
+            if batch.reason == "linger" and self._had_slots:
+                self._check_linger(batch.entries, now)
+        self._had_slots = len(engine.out) < engine.limit.value
         if self._steps % self._check_every == 0:
             engine.check()
             self._check_readiness(now)
 
-    def _settle(self, step: Step) -> None:
+    def _settle(self, step: Step, now: float) -> None:
         for entry in step.settled:
             assert entry.state == SETTLED, "an entry leaves that is not settled"
             assert entry.outcome is not None, "an entry settles without an outcome"
             assert entry.number not in self.settled, f"entry {entry.number} settles twice"
+            is_late = isinstance(entry.outcome, DeadlineExceeded) and now > entry.deadline + LATE
+            assert not is_late, f"entry {entry.number} expires too late"
             self.settled.add(entry.number)
             self._open.remove(entry.number)
             for covered in self._flushes.values():
@@ -84,6 +99,12 @@ class Watch:
             if entry.queue is not None:
                 assert last.get(entry.queue, -1) < entry.number, "a batch carries a queue out of order"
                 last[entry.queue] = entry.number
+
+    def _check_linger(self, entries: list[Entry], now: float) -> None:
+        """With a free slot all the while, a batch leaves at the very instant at which its linger ends."""
+        fresh = [entry.admitted_at for entry in entries if entry.trouble is None and entry.queue is None]
+        ends_at = min(fresh, default=now) + self.engine.config.batch.linger
+        assert now <= ends_at + SLACK, "a batch lingers too long"
 
     def _check_readiness(self, now: float) -> None:
         """With a free slot, nothing sendable waits past its linger."""

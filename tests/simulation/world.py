@@ -96,6 +96,7 @@ class World:
 
     def _pump(self) -> float:
         while True:
+            self.watch.before_step(self.now)
             step = self.engine.poll(self.now)
             self.steps += 1
             for batch in step.start:
