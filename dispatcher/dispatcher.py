@@ -223,7 +223,8 @@ class Dispatcher:
             try:
                 await delivery.wait()
             except asyncio.CancelledError:
-                delivery.withdraw()
+                if not delivery.withdraw():
+                    delivery.is_claimed = False  # it goes on without its caller: a failure is reported
                 raise
         return delivery.result()
 
@@ -375,6 +376,8 @@ class Dispatcher:
     def _withdraw(self, entry: Entry) -> bool:
         taken_back = self._engine.withdraw(entry)
         if taken_back:
+            assert isinstance(entry, Delivery)
+            entry.is_claimed = True
             self._schedule()
         return taken_back
 

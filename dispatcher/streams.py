@@ -32,20 +32,31 @@ async def send_many(
 ) -> list[Receipt | DispatcherError]:
     """See `Dispatcher.send_many`."""
     places: list[Place] = []
+    try:
+        await _submit_all(dispatcher, messages, places)
+        outcomes: list[Receipt | DispatcherError] = []
+        for place in places:
+            if isinstance(place, Delivery) and place.outcome is None:
+                await place.wait()
+            outcomes.append(_outcome(place))
+    except BaseException:
+        _disclaim(places)
+        raise
+    return outcomes
+
+
+async def _submit_all(
+    dispatcher: Dispatcher, messages: Iterable[Message] | AsyncIterable[Message], places: list[Place]
+) -> None:
     turn = BATCHES_A_TURN * dispatcher.config.batch.max_messages
     if isinstance(messages, AsyncIterable):
-        places.extend([await _place(dispatcher, message) async for message in messages])
-    else:
-        for number, message in enumerate(messages, 1):
-            places.append(_place_now(dispatcher, message) or await _place(dispatcher, message))
-            if number % turn == 0:
-                await asyncio.sleep(0)
-    outcomes: list[Receipt | DispatcherError] = []
-    for place in places:
-        if isinstance(place, Delivery) and place.outcome is None:
-            await place.wait()
-        outcomes.append(_outcome(place))
-    return outcomes
+        async for message in messages:
+            places.append(await _place(dispatcher, message))  # noqa: PERF401 - kept even if it breaks off
+        return
+    for number, message in enumerate(messages, 1):
+        places.append(_place_now(dispatcher, message) or await _place(dispatcher, message))
+        if number % turn == 0:
+            await asyncio.sleep(0)
 
 
 async def stream(
@@ -71,6 +82,7 @@ async def stream(
                 if not places or (isinstance(places[0], Delivery) and places[0].outcome is None):
                     break
     finally:
+        _disclaim(places)
         await source.aclose()
     if source.error is not None:
         raise source.error
@@ -192,6 +204,13 @@ async def _place(dispatcher: Dispatcher, message: Message) -> Place:
         return error
     delivery.is_claimed = True
     return delivery
+
+
+def _disclaim(places: Iterable[Place]) -> None:
+    """Nobody will read these outcomes: their failures are reported like any that is not awaited."""
+    for place in places:
+        if isinstance(place, Delivery):
+            place.is_claimed = False
 
 
 def _outcome(place: Place) -> Receipt | DispatcherError:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from dispatcher.config import Config
 
 KEEPALIVE_SECONDS: Final = 30.0
+CONNECT_SHARE: Final = 0.9
 PLAIN_BODY_BYTES: Final = 1_048_576
 READ_HEADERS: Final = frozenset(
     {
@@ -93,9 +94,7 @@ class HTTPTransport:
             trust_env=settings.trust_env,
             raise_for_status=False,
             auto_decompress=True,
-            timeout=aiohttp.ClientTimeout(
-                total=None, sock_connect=settings.connect_timeout, sock_read=settings.attempt_timeout
-            ),
+            timeout=aiohttp.ClientTimeout(total=None),
         )
 
     async def post_batch(self, body: bytes, *, timeout: float) -> Reply | Failure:
@@ -123,10 +122,15 @@ class HTTPTransport:
         headers["Authorization"] = self._authorization
         # aiohttp warns about large plain bytes, which it would write in one piece; a file it reads in parts.
         payload = io.BytesIO(body) if len(body) > PLAIN_BODY_BYTES else body
+        # Connecting must give up before the attempt does: only then is it certain that nothing was sent.
+        connect = min(self._settings.connect_timeout, timeout * CONNECT_SHARE)
+        bounds = aiohttp.ClientTimeout(total=None, connect=connect, sock_connect=connect)
         try:
             async with (
                 asyncio.timeout(timeout),
-                session.post(url, data=payload, headers=headers, allow_redirects=False) as response,
+                session.post(
+                    url, data=payload, headers=headers, allow_redirects=False, timeout=bounds
+                ) as response,
             ):
                 return await self._read(response)
         except _NOTHING_SENT as error:

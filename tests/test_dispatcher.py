@@ -489,6 +489,37 @@ async def test_unawaited_failures_are_reported_once_a_batch(caplog: pytest.LogCa
     assert len(lines) == 1
 
 
+async def test_who_stops_looking_still_has_failures_reported() -> None:
+    """A send cancelled after its message left, a stream left early: what fails then is not silent."""
+    reported: list[DeliveryError] = []
+    transport = ScriptedTransport(*[400] * 100)
+    transport.hold()
+    async with Dispatcher(config(), transport=transport, on_failure=reported.extend) as dispatcher:
+        sending = asyncio.ensure_future(dispatcher.send(Message(URL, body="sent")))
+        await turns()
+        sending.cancel()
+        stream = dispatcher.stream(messages(1))
+        reading = asyncio.ensure_future(anext(stream))
+        await turns()
+        reading.cancel()
+        await asyncio.wait([sending, reading])
+        transport.release()
+        await dispatcher.flush()
+        assert dispatcher.statistics().unawaited_failures == 2
+    assert len(reported) == 2
+
+
+async def test_what_was_taken_back_is_no_failure() -> None:
+    """Withdrawn by its producer, or cancelled while it waited for room: nobody is told of a failure."""
+    reported: list[DeliveryError] = []
+    transport = ScriptedTransport()
+    async with Dispatcher(config(), transport=transport, on_failure=reported.extend) as dispatcher:
+        assert dispatcher.put_nowait(Message(URL)).withdraw()
+        await dispatcher.flush()
+        assert dispatcher.statistics().finished == {"withdrawn": 1}
+    assert reported == []
+
+
 async def test_binary_bodies_travel_alone() -> None:
     """Bytes that are not UTF-8 leave raw, to the single endpoint, target and headers intact."""
     transport = ScriptedTransport()

@@ -159,6 +159,8 @@ class Pipeline:
             self._held_lines += block.length
             self._held_bytes += block.size_bytes
             await self._take(block)
+            if not self._outputs.wants_failures:
+                block.lines = []  # what is held of a message is enough to send it
             self._blocks.append(block)
             self._has_news.set()
             self._tasks.start_soon(self._settle, block)

@@ -58,7 +58,7 @@ def read_reply(body: bytes, expected: int, *, is_group: bool) -> Sequence[Outcom
     if expected > 1:  # a reply to one item may be unwrapped, and is read with care
         try:
             accepted = _all_accepted.decode(body)
-        except (msgspec.DecodeError, ValueError):
+        except (msgspec.DecodeError, ValueError, RecursionError):
             pass
         else:
             return accepted if len(accepted) == expected else None

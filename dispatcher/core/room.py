@@ -8,11 +8,14 @@ held has fallen below `resume_below`, so that a full queue does not wake a produ
 from __future__ import annotations
 
 from collections import deque
-from typing import Generic, TypeVar
+from typing import Final, Generic, TypeVar
 
 from msgspec import Struct
 
 T = TypeVar("T")
+
+SWEEP_AT_LEAST: Final = 64
+"""Cancelled tickets are swept out of the line when there are more of them than this and those who wait."""
 
 
 class Ticket(Struct, Generic[T], eq=False):
@@ -68,6 +71,8 @@ class Room(Generic[T]):
         if not ticket.is_cancelled:
             ticket.is_cancelled = True
             self._waiting -= 1
+            if len(self._line) > 2 * self._waiting + SWEEP_AT_LEAST:
+                self._line = deque(each for each in self._line if not each.is_cancelled)
 
     def release(self, messages: int, size_bytes: int) -> None:
         """Give back what settled."""
@@ -116,4 +121,6 @@ class Room(Generic[T]):
         return self._resuming and self._fits(size_bytes)
 
     def _fits(self, size_bytes: int) -> bool:
+        if self.held_messages == 0:
+            return True  # an encoding above the whole bound must not wait for ever
         return self.held_messages < self.max_messages and self.held_bytes + size_bytes <= self.max_bytes
