@@ -571,5 +571,5 @@ async def test_the_token_is_in_no_repr() -> None:
     """Neither the dispatcher nor its configuration, transport or statistics show it."""
     settings = Config(token="very-secret", url="http://127.0.0.1:9")
     dispatcher = Dispatcher(settings)
-    text = repr([dispatcher, settings, dispatcher._transport, dispatcher.statistics(), vars(dispatcher)])
+    text = repr([dispatcher, settings, dispatcher._pump.transport, dispatcher.statistics(), vars(dispatcher)])
     assert "very-secret" not in text

@@ -17,6 +17,7 @@ LAYERS = (
     ("checks", "options", "sdk", "ndjson", "settings", "sources", "config"),
     ("core",),
     ("transport", "delivery", "identity", "streams", "statistics"),
+    ("pump",),
     ("dispatcher",),
     ("",),  # the public API: `dispatcher/__init__.py`
     ("families", "metrics"),
@@ -40,10 +41,10 @@ KNOWN_ONLY_IN = {
     "yarl": ("transport",),
     "prometheus_client": ("metrics",),
     "orjson": ("core", "devserver", "ndjson", "sdk", "scripted", "cli"),
-    "anyio": ("dispatcher", "streams", "testing", "cli"),
+    "anyio": ("pump", "testing", "cli"),
     "uvloop": ("cli",),
     "argparse": ("cli", "settings", "config"),
-    "logging": ("dispatcher", "devserver", "cli"),
+    "logging": ("pump", "devserver", "cli"),
 }
 """Where each package may be imported, by layers' names; the rest of the world is free."""
 DEFERRED_UP = {

@@ -17,13 +17,11 @@ import sys
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Final
 
-import aiohttp
-import orjson
-
 from dispatcher.cli.audit import Audit, Sent, audit
 from dispatcher.cli.dev import load_plan
 from dispatcher.cli.loop import run_in_loop
 from dispatcher.config import Config, TransportSettings
+from dispatcher.devserver.client import UpstreamClient
 from dispatcher.dispatcher import Dispatcher
 from dispatcher.errors import ConfigError, DispatcherError
 from dispatcher.message import Message
@@ -38,6 +36,7 @@ MESSAGES_MIN: Final = 100
 PRODUCERS: Final = 1_000
 QUEUES: Final = 4
 GROUP: Final = "demo-subscribers"
+SUBSCRIBERS: Final = {name: f"https://example.com/subscriber/{name}" for name in ("a", "b")}
 POISON: Final = "POISON-BODY"
 POISON_EVERY: Final = 2_000
 FAULTS: Final = (
@@ -49,7 +48,6 @@ FAULTS: Final = (
 )
 ATTEMPT_TIMEOUT: Final = 2.0
 STOP_SECONDS: Final = 5.0
-ROWS_A_REQUEST: Final = 5_000
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -78,7 +76,8 @@ async def _demo(arguments: argparse.Namespace) -> int:
     window = 0 if arguments.control else 600
     async with _upstream(token, arguments.faults, arguments.seed, window) as url:
         print(f"local upstream with faults at {url}, in its own process")
-        await _create_group(url, token)
+        async with UpstreamClient(url, token) as client:
+            await client.create_group(GROUP, SUBSCRIBERS)
         sent = _messages(arguments.messages)
         config = Config(token=token, url=url, transport=TransportSettings(attempt_timeout=ATTEMPT_TIMEOUT))
         loop = asyncio.get_running_loop()
@@ -89,7 +88,8 @@ async def _demo(arguments: argparse.Namespace) -> int:
             seconds = loop.time() - began
             retried = sum(dispatcher.statistics().retried.values())
             progress.cancel()
-        summary, rows = await _inspect(url)
+        async with UpstreamClient(url, token) as client:
+            summary, rows = await client.summary(), await client.accepted()
     found = audit(sent, rows)
     _print_table(found, sent, summary, seconds, retried)
     return _verdict(found, sent)
@@ -190,30 +190,6 @@ async def _url_of(process: asyncio.subprocess.Process) -> str:
         if found := re.search(rb"QSTASH_URL=(\S+)", line):
             return found[1].decode()
     raise DispatcherError(f"the local upstream did not start (exit code {await process.wait()})")
-
-
-async def _create_group(url: str, token: str) -> None:
-    endpoints = [{"url": f"https://example.com/subscriber/{name}", "name": name} for name in ("a", "b")]
-    async with (
-        aiohttp.ClientSession(headers={"Authorization": f"Bearer {token}"}) as session,
-        session.post(f"{url}/v2/topics/{GROUP}/endpoints", json={"endpoints": endpoints}) as response,
-    ):
-        response.raise_for_status()
-
-
-async def _inspect(url: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """The upstream's own account: its summary, and every message it accepted, in order."""
-    rows: list[dict[str, Any]] = []
-    async with aiohttp.ClientSession(f"{url}/dispatcher-dev/") as session:
-        async with session.get("summary") as response:
-            summary: dict[str, Any] = orjson.loads(await response.read())
-        while True:
-            after = rows[-1]["seq"] if rows else -1
-            async with session.get(f"accepted?after={after}&limit={ROWS_A_REQUEST}") as response:
-                lines = (await response.read()).splitlines()
-            rows.extend(orjson.loads(line) for line in lines)
-            if len(lines) < ROWS_A_REQUEST:
-                return summary, rows
 
 
 # -------------------------------------------------------------------------------------------- the report

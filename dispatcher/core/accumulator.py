@@ -12,6 +12,7 @@ Called by the engine only. Decides who goes; never when.
 from __future__ import annotations
 
 import heapq
+from bisect import bisect_left
 from collections import deque
 from itertools import count
 from typing import TYPE_CHECKING, Final
@@ -68,7 +69,10 @@ class Accumulator:
             lane = members[0].lane
             assert lane is not None, "only what was appended can be restored"
             returning, size = len(members), sum(len(entry.data) for entry in members)
-            lane.waiting.extendleft(reversed(self._merged(lane, members) if lane.ordered else members))
+            if lane.ordered:
+                lane.waiting.extendleft(reversed(self._merged(lane, members)))
+            else:
+                self._insert(lane.waiting, members)
             self._forget_head(lane)
             self._add(lane, returning, size)
             if lane.ordered:
@@ -90,6 +94,8 @@ class Accumulator:
         if dead >= SWEEP_AT_LEAST and dead > lane.count:
             # The entry being discarded still says WAITING; it is told apart by identity.
             lane.waiting = deque(each for each in lane.waiting if each.state == WAITING and each is not entry)
+        if lane.ordered and lane.count == 0 and lane.unresolved == 0:
+            self._drop(lane)
 
     def resolve(self, lane: Lane, entries: int) -> None:
         """`entries` that had left an ordered lane are settled or restored; the last one unmutes it."""
@@ -147,13 +153,18 @@ class Accumulator:
         size = 0
         ring = self._ring
         touched: dict[int, tuple[Lane, int]] = {}
+        aside: list[Lane] = []
         is_full = False
-        while ring and not is_full:
+        while ring and not is_full and len(aside) < self._max_messages:
             lane = ring[0]
             if lane.count == 0 or lane.is_muted:
                 ring.popleft()
                 lane.is_queued = False
                 lane.deficit = 0
+                continue
+            head = self._head(lane)
+            if entries and head is not None and head.single is not None:
+                aside.append(ring.popleft())  # it goes by itself, and next, instead of ending this batch
                 continue
             if lane.deficit <= 0:
                 lane.deficit = self._quantum if len(ring) == 1 else lane.deficit + self._quantum
@@ -163,8 +174,9 @@ class Accumulator:
             if taken and lane.ordered:
                 earlier = touched.get(id(lane), (lane, 0))[1]
                 touched[id(lane)] = (lane, earlier + taken)
-            if lane.deficit <= 0 and not is_full:
+            if lane.deficit <= 0:
                 ring.rotate(-1)
+        ring.extendleft(reversed(aside))
         for lane, left in touched.values():
             self._mute(lane, left)
         if not entries:
@@ -192,7 +204,9 @@ class Accumulator:
                 waiting.popleft()
                 continue
             cost = len(entry.data)
-            if entries and (entry.single is not None or size + cost + len(entries) > space):
+            if entries and entry.single is not None:
+                break
+            if entries and size + cost + len(entries) > space:
                 is_full = True
                 break
             waiting.popleft()
@@ -200,7 +214,7 @@ class Accumulator:
             size += cost
             taken += 1
             taken_bytes += cost
-            lane.deficit -= cost
+            lane.deficit -= cost if entry.single is None else max(cost, self._quantum)  # a whole request
             if entry.single is not None or len(entries) == self._max_messages or size >= space:
                 is_full = True
                 break
@@ -272,6 +286,15 @@ class Accumulator:
                 return waiting[0]
             waiting.popleft()
         return None
+
+    @staticmethod
+    def _insert(waiting: deque[Entry], members: list[Entry]) -> None:
+        """Put members before what is younger, so that an unordered lane's head is its oldest."""
+        members.sort(key=_number)
+        place = bisect_left(waiting, members[0].number, key=_number)
+        waiting.rotate(-place)
+        waiting.extendleft(reversed(members))
+        waiting.rotate(place)
 
     @staticmethod
     def _merged(lane: Lane, members: list[Entry]) -> list[Entry]:

@@ -35,11 +35,12 @@ def known(entry: Entry) -> Certainty:
 
 
 def rejected(entry: Entry, status: int, words: str) -> MessageRejected:
-    """The service refused this message."""
+    """The service refused this message; an earlier attempt of unknown outcome may have been taken."""
     return MessageRejected(
         f"{_to(entry)} was rejected with {status}: {words}",
         status=status,
         message=_again(entry),
+        certainty=known(entry),
         attempts=entry.attempts,
     )
 

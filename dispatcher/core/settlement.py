@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
 SAFE_SECONDS: Final = 570.0
 """The service knows an id for ten minutes; half a minute of it is for clocks and the way there."""
+DRAIN_PAUSE: Final = 0.01
+"""Seconds between attempts at least, however little of a drain is left: no busy loop at its end."""
 FIRST_CONTACT_WORDS: Final = "nothing was ever accepted under this URL and token"
 
 
@@ -295,7 +297,8 @@ def _back_off(
         delay = retry.backoff(rng, base, config.max_delay, failures_so_far)
     due_at = now + delay
     if engine.is_draining:
-        due_at = min(due_at, max(now, engine.drain_at - 1.0))
+        left = max(0.0, engine.drain_at - now)
+        due_at = min(due_at, max(now + DRAIN_PAUSE, engine.drain_at - min(1.0, left / 4)))
     engine.backoffs.add(Group(due_at, entries, isolation))
 
 

@@ -112,9 +112,8 @@ class Encoder:
         if identity is not None:
             headers[DEDUPLICATION_ID] = identity
         destination = quote(message.destination, safe=_RAW_TARGET_SAFE)
-        target = (
-            f"/v2/enqueue/{message.queue}/{destination}" if message.queue else f"/v2/publish/{destination}"
-        )
+        queue = quote(message.queue, safe="") if message.queue else None  # `?` would end the path
+        target = f"/v2/enqueue/{queue}/{destination}" if queue else f"/v2/publish/{destination}"
         single = SingleRequest(target, headers)
         return Encoded(
             body, identity, identity is not None or prefix.is_content_deduplicated, owns_id, single

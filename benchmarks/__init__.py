@@ -1,0 +1,1 @@
+"""Comparisons and measurements; each module is a command."""

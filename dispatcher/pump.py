@@ -1,0 +1,299 @@
+"""The pump: in which task, and when, the core's decisions happen.
+
+Two functions carry it. `_pump` polls the core once a loop turn, starts what the step says, wakes whom it
+settles and arms the one timer. `_deliver` posts one batch, tells the core, and schedules the pump. `run` is
+the supervisor: it owns the task group in which deliveries run, from opening to the end of the drain.
+
+Nothing here decides what leaves or what an answer means: that is `core`. If this machinery dies, every
+waiter fails with an exception of its own; nobody hangs. Used by `dispatcher` only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from typing import TYPE_CHECKING, Final
+
+import anyio
+
+from dispatcher.core.batch import Failure, Reply
+from dispatcher.core.engine import Engine
+from dispatcher.delivery import Delivery
+from dispatcher.errors import DeliveryError
+from dispatcher.statistics import DrainReport, report
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from dispatcher.config import Config
+    from dispatcher.core.batch import Batch, Entry
+    from dispatcher.transport import Transport
+
+logger: Final = logging.getLogger("dispatcher")
+
+
+class Pump:
+    """Runs one engine over one transport.
+
+    Args:
+        name: The dispatcher's, for the log.
+        on_failure: Called once a batch with the errors nobody awaited.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        transport: Transport,
+        name: str,
+        on_failure: Callable[[list[DeliveryError]], None] | None,
+    ) -> None:
+        self.engine = Engine(config, random.Random())
+        self.transport = transport
+        self.is_scheduled = False
+        self.turn_at = 0.0
+        """The instant of this loop turn: what is submitted together is admitted together."""
+        self.death: str | None = None
+        """Why it ended before it was closed."""
+        self.report: DrainReport | None = None
+        """What became of what was held, once it has ended."""
+        self._config = config
+        self._name = name
+        self._on_failure = on_failure
+        self._timer: asyncio.Handle | None = None
+        self._timer_at = 0.0
+        """When it fires; uvloop's handle for an instant that has passed does not say."""
+        self._flushes: list[tuple[int, asyncio.Future[None]]] = []
+        self._drained: list[Entry] | None = None
+        self._supervisor: asyncio.Task[None] | None = None
+        self._is_connected = True
+
+    # --------------------------------------------------------------------------------------- life cycle
+
+    async def start(self) -> None:
+        """Open the transport, and start the supervisor in the running loop."""
+        self._loop = asyncio.get_running_loop()
+        self._closing = anyio.Event()
+        self._is_empty = anyio.Event()
+        await self.transport.start()
+        opened: asyncio.Future[None] = self._loop.create_future()
+        self._supervisor = self._loop.create_task(self._run(opened), name=f"dispatcher {self._name}")
+        await opened
+
+    async def drain(self) -> DrainReport:
+        """Deliver what is held within the drain's deadline and end; not cut short by a cancelled caller."""
+        assert self._supervisor is not None
+        self.dismiss_waiters()
+        self._closing.set()
+        with anyio.CancelScope(shield=True):
+            await asyncio.wait([self._supervisor])
+        assert self.report is not None
+        return self.report
+
+    @property
+    def has_ended(self) -> bool:
+        """The supervisor is done: nothing is held and nothing runs."""
+        return self._supervisor is not None and self._supervisor.done()
+
+    async def _run(self, opened: asyncio.Future[None]) -> None:
+        """Own the deliveries from opening to the end of the drain."""
+        why = "the dispatcher was cancelled before its drain ended"
+        began = self._loop.time()
+        try:
+            async with anyio.create_task_group() as self._tasks:
+                opened.set_result(None)
+                await self._closing.wait()
+                began = self._loop.time()
+                self._drained = []
+                self.engine.drain(began + self._config.drain_within, began)
+                self.schedule()
+                await self._is_empty.wait()
+                self._tasks.cancel_scope.cancel()
+        except Exception as error:
+            why = f"the dispatcher died of {type(error).__name__}"
+            logger.exception("dispatcher %s died; everything it held fails", self._name)
+        finally:
+            self._end(self.death or why, began)
+            with anyio.CancelScope(shield=True):
+                await self.transport.aclose()
+
+    def _end(self, why: str, began: float) -> None:
+        """Settle whatever is left, wake everyone, and leave nothing running."""
+        self.death = why
+        if self._drained is None:
+            self._drained = []
+        self.dismiss_waiters()
+        self.engine.abandon(why)
+        settled, self.engine.settled = self.engine.settled, []
+        self._settle(settled)
+        self._finish_flushes()
+        if self._timer is not None:
+            self._timer.cancel()
+        self.report = report(self._drained, self._loop.time() - began)
+        if self.report.failures:
+            logger.warning("dispatcher %s closed with undelivered messages: %r", self._name, self.report)
+
+    # -------------------------------------------------------------------------------------- what is asked
+
+    def now(self) -> float:
+        """The clock of every instant here: the loop's, monotonic."""
+        return self._loop.time()
+
+    def schedule(self) -> None:
+        """Any number of triggers within one loop turn run the pump once."""
+        if not self.is_scheduled:
+            self.is_scheduled = True
+            self.turn_at = self._loop.time()
+            self._loop.call_soon(self._pump)
+
+    async def flush(self) -> None:
+        """Send what is held without lingering; returns when all of it has settled."""
+        epoch = self.engine.flush()
+        if not self.engine.is_flushed(epoch):
+            flushed: asyncio.Future[None] = self._loop.create_future()
+            self._flushes.append((epoch, flushed))
+            self.schedule()
+            await flushed
+
+    def withdraw(self, entry: Entry) -> bool:
+        """Take a message back if it has not left."""
+        taken_back = self.engine.withdraw(entry)
+        if taken_back:
+            assert isinstance(entry, Delivery)
+            entry.is_claimed = True  # its producer knows
+            self.schedule()
+        return taken_back
+
+    def dismiss_waiters(self) -> None:
+        """Closing: whoever waits for room is sent away; nothing was promised to them."""
+        for delivery in self.engine.room.dismiss():
+            assert isinstance(delivery, Delivery)
+            delivery.wake()
+
+    # ----------------------------------------------------------------------------------------- the pump
+
+    def _pump(self) -> None:
+        self.is_scheduled = False
+        try:
+            self._pump_once()
+        except BaseException as error:
+            logger.exception("dispatcher %s: its pump failed", self._name)
+            self.death = f"the dispatcher died of {type(error).__name__}"
+            if self._supervisor is not None:
+                self._supervisor.cancel()
+            if not isinstance(error, Exception):
+                raise
+
+    def _pump_once(self) -> None:
+        engine = self.engine
+        step = engine.poll(self._loop.time())
+        for batch in step.start:
+            self._tasks.start_soon(self._deliver, batch)
+        if step.settled:
+            self._settle(step.settled)
+            self._finish_flushes()
+        if engine.room.waiting:
+            self._admit_waiters()
+        self._arm(step.wake_at)
+        if engine.is_draining and not engine.room.held_messages:
+            self._is_empty.set()
+
+    def _admit_waiters(self) -> None:
+        """Room was granted: admit those who waited, in the order in which they came."""
+        granted = self.engine.room.grants()
+        if not granted:
+            return
+        self.schedule()
+        for delivery in granted:
+            assert isinstance(delivery, Delivery)
+            within = delivery.deadline - delivery.admitted_at
+            delivery.admitted_at = self.turn_at
+            delivery.deadline = self.turn_at + within
+            self.engine.offer(delivery)
+            delivery.wake()
+
+    def _settle(self, settled: list[Entry]) -> None:
+        """Wake everyone who waits for these; report failures that nobody waits for."""
+        unawaited: list[DeliveryError] = []
+        for delivery in settled:
+            assert isinstance(delivery, Delivery)
+            woken = delivery.waiters is not None and delivery.wake()
+            if not woken and not delivery.is_claimed and isinstance(delivery.outcome, DeliveryError):
+                unawaited.append(delivery.outcome)
+        if self._drained is not None:
+            self._drained += settled
+        if unawaited:
+            self._report_unawaited(unawaited)
+
+    def _report_unawaited(self, errors: list[DeliveryError]) -> None:
+        self.engine.tally.unawaited_failures += len(errors)
+        logger.warning(
+            "dispatcher %s: %d messages failed and nobody awaited them, the first: %s",
+            self._name,
+            len(errors),
+            errors[0],
+        )
+        if self._on_failure is None:
+            return
+        try:
+            self._on_failure(errors)
+        except Exception:
+            logger.exception("dispatcher %s: on_failure itself failed", self._name)
+
+    def _finish_flushes(self) -> None:
+        waiting = []
+        for epoch, flushed in self._flushes:
+            if flushed.done():
+                continue
+            if self.engine.is_flushed(epoch):
+                flushed.set_result(None)
+            else:
+                waiting.append((epoch, flushed))
+        self._flushes = waiting
+
+    def _arm(self, wake_at: float) -> None:
+        """One timer for everything; an earlier one that is armed is left: it polls and arms anew."""
+        timer = self._timer
+        if timer is not None:
+            if self._timer_at <= wake_at and not timer.cancelled():
+                return
+            timer.cancel()
+            self._timer = None
+        if wake_at < float("inf"):
+            self._timer_at = wake_at
+            self._timer = self._loop.call_at(wake_at, self._on_timer)
+
+    def _on_timer(self) -> None:
+        self._timer = None
+        self.schedule()
+
+    # --------------------------------------------------------------------------------------- deliveries
+
+    async def _deliver(self, batch: Batch) -> None:
+        try:
+            answer = await self._post(batch)
+        except Exception as error:
+            logger.exception("dispatcher %s: the transport failed", self._name)
+            answer = Failure("disconnect", f"the transport failed with {type(error).__name__}", "unknown")
+        self.engine.complete(batch, answer, self._loop.time())
+        self.schedule()
+        self._log_connection(answer)
+
+    async def _post(self, batch: Batch) -> Reply | Failure:
+        single = batch.single
+        if single is None:
+            return await self.transport.post_batch(batch.body(), timeout=batch.timeout)
+        return await self.transport.post_single(
+            single.target, single.headers, batch.body(), timeout=batch.timeout
+        )
+
+    def _log_connection(self, answer: Reply | Failure) -> None:
+        """One line when the upstream cannot be reached, one when it can again."""
+        is_connected = not (isinstance(answer, Failure) and answer.kind == "connect")
+        if is_connected == self._is_connected:
+            return
+        self._is_connected = is_connected
+        if isinstance(answer, Failure):
+            logger.warning("dispatcher %s: %s; trying again", self._name, answer.text)
+        else:
+            logger.info("dispatcher %s: the upstream is reached again", self._name)

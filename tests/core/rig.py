@@ -1,0 +1,169 @@
+"""One engine at a clock moved by hand, with the answers a test needs in a word each."""
+
+from __future__ import annotations
+
+import json
+from random import Random
+from typing import TYPE_CHECKING, Any
+
+from dispatcher.config import Config
+from dispatcher.core.batch import Batch, Entry, Failure, Reply, SingleRequest, Step
+from dispatcher.core.engine import Engine
+from dispatcher.message import Message
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from dispatcher.core.limit import Limit
+
+URL = "https://example.com/hook"
+
+
+def make_entry(
+    *,
+    size: int = 10,
+    queue: str | None = None,
+    admitted_at: float = 0.0,
+    within: float = 120.0,
+    idempotent: bool = True,
+    identity: str | None = None,
+    is_single: bool = False,
+    destination: str = URL,
+) -> Entry:
+    """An entry of `size` encoded bytes, as admission would make it."""
+    return Entry(
+        message=Message(destination, "body", queue=queue),
+        data=b"x" * size,
+        queue=queue,
+        deduplication_id=identity,
+        idempotent=idempotent,
+        owns_id=idempotent,
+        admitted_at=admitted_at,
+        deadline=admitted_at + within,
+        single=SingleRequest("/v2/publish/" + destination, {}) if is_single else None,
+    )
+
+
+class Extremes:
+    """A random source that always draws the upper end (or what the test says)."""
+
+    def __init__(self, share: float = 1.0) -> None:
+        self.share = share
+
+    def uniform(self, a: float, b: float, /) -> float:
+        """The point at `share` between the two."""
+        return a + (b - a) * self.share
+
+
+class Rig:
+    """An engine, its clock, and what has left it."""
+
+    def __init__(self, *, limit: Limit | None = None, rng: Any = None, now: float = 100.0, **config: Any) -> None:
+        self.engine = Engine(Config.load(env={}, token="t", **config), rng or Random(1), limit)
+        self.now = now
+        self.wake_at = float("inf")
+        self.out: list[Batch] = []
+        """Started and not answered, oldest first."""
+        self.settled: list[Entry] = []
+        self.started: list[Batch] = []
+
+    def put(self, number: int = 1, **shape: Any) -> list[Entry]:
+        """Admit that many entries of one shape."""
+        shape.setdefault("within", self.engine.config.deliver_within)
+        entries = [make_entry(admitted_at=self.now, **shape) for _ in range(number)]
+        for entry in entries:
+            if entry.deduplication_id is None and entry.idempotent:
+                entry.deduplication_id = f"id-{self.engine.tally.admitted}"
+            assert self.engine.room.try_take(len(entry.data)), "the rig's room is full"
+            self.engine.offer(entry)
+        return entries
+
+    def poll(self) -> list[Batch]:
+        """Poll once, check every invariant; what has started."""
+        step: Step = self.engine.poll(self.now)
+        assert step.wake_at > self.now
+        self.out += step.start
+        self.started += step.start
+        self.settled += step.settled
+        self.wake_at = step.wake_at
+        self.engine.check()
+        return step.start
+
+    def advance(self, seconds: float) -> list[Batch]:
+        """Move the clock, waking whenever the engine asks for it; what has started meanwhile."""
+        until, started = self.now + seconds, self.poll()
+        while self.wake_at <= until:
+            self.now = self.wake_at
+            started += self.poll()
+        self.now = until
+        return started + self.poll()
+
+    def next(self) -> Batch:
+        """Wake as often as the engine asks until something starts; the one batch that does."""
+        started = self.poll()
+        while not started:
+            self.now = self.wake_at
+            started = self.poll()
+        (batch,) = started
+        return batch
+
+    def answer(self, batch: Batch, answer: Reply | Failure) -> list[Batch]:
+        """Complete a batch and poll."""
+        self.out.remove(batch)
+        self.engine.complete(batch, answer, self.now)
+        return self.poll()
+
+    def ok(self, batch: Batch) -> list[Batch]:
+        """The service takes everything; ids tell the entries apart."""
+        return self.answer(batch, accepted(batch.entries))
+
+    def errors(self, batch: Batch, *positions: int) -> list[Batch]:
+        """The service takes everything but these positions."""
+        values: list[object] = [{"messageId": f"m{entry.number}"} for entry in batch.entries]
+        for position in positions:
+            values[position] = {"error": "try again later"}
+        return self.answer(batch, Reply(200, json.dumps(values).encode()))
+
+    def fail(self, batch: Batch, kind: str = "disconnect") -> list[Batch]:
+        """The transport fails."""
+        certainty: Any = "not_sent" if kind == "connect" else "unknown"
+        return self.answer(batch, Failure(kind, f"{kind} failed", certainty))
+
+    def refuse(self, batch: Batch, status: int = 400, text: str = "invalid request") -> list[Batch]:
+        """The service refuses the whole request."""
+        return self.answer(batch, Reply(status, json.dumps({"error": text}).encode()))
+
+    def serve(self, refuses: Callable[[Entry], bool], status: int = 400, text: str = "invalid request") -> int:
+        """Answer everything until nothing is out, refusing requests that carry a culprit; how many requests."""
+        requests = 0
+        while self.out:
+            batch = self.out[0]
+            requests += 1
+            if any(refuses(entry) for entry in batch.entries):
+                self.refuse(batch, status, text)
+            else:
+                self.ok(batch)
+        return requests
+
+    @property
+    def numbers(self) -> list[list[int]]:
+        """Admission numbers in every request so far."""
+        return [numbers(batch.entries) for batch in self.started]
+
+
+def accepted(entries: Sequence[Entry]) -> Reply:
+    """A reply that takes everything; a publish is answered without an array."""
+    values = [{"messageId": f"m{entry.number}"} for entry in entries]
+    is_single = any(entry.single is not None for entry in entries)
+    return Reply(200, json.dumps(values[0] if is_single else values).encode())
+
+
+def numbers(entries: Iterable[Entry]) -> list[int]:
+    """Their numbers of admission."""
+    return [entry.number for entry in entries]
+
+
+def certainty(entry: Entry) -> str:
+    """What a failed entry's error says is known."""
+    value: str = entry.outcome.certainty  # type: ignore[union-attr]
+    return value
