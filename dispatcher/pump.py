@@ -289,7 +289,9 @@ class Pump:
 
     def _log_connection(self, answer: Reply | Failure) -> None:
         """One line when the upstream cannot be reached, one when it can again."""
-        is_connected = not (isinstance(answer, Failure) and answer.kind == "connect")
+        if isinstance(answer, Failure) and answer.kind != "connect":
+            return  # somebody was there, or perhaps was: neither news is due
+        is_connected = isinstance(answer, Reply)
         if is_connected == self._is_connected:
             return
         self._is_connected = is_connected

@@ -346,6 +346,27 @@ def test_a_line_of_neither_or_both_kinds_is_refused(line: Any, text: str) -> Non
     assert text in refused(line_to_message, line)
 
 
+@pytest.mark.parametrize(
+    "line", [{"destination": "g", "body": "x"}, {"url": "https://a.example", "body": "x", "delay": 5}]
+)
+def test_a_line_that_failed_before_is_a_line_like_any_other(line: dict[str, Any]) -> None:
+    """What is known of its failure is ignored in a file, and nowhere else."""
+    failed = {**line, "_failure": {"line": 3, "error": "MessageRejected"}}
+    before = copy.deepcopy(failed)
+    assert line_to_message(failed).body == "x"
+    assert line_to_message({**line, "_failure": None}).body == "x"
+    assert failed == before
+    reader = message_from_sdk if "url" in line else message_from_item
+    assert "the key '_failure' is unknown" in refused(reader, failed)
+
+
+@pytest.mark.parametrize("raw", ["_raw", "_raw_base64"])
+def test_a_line_that_could_not_be_read_is_refused_with_the_cure(raw: str) -> None:
+    """Its text is there to be corrected, not to be guessed at."""
+    assert f"put the corrected text of `{raw}`" in refused(line_to_message, {raw: "{", "_failure": {}})
+    assert "the destination is missing" in refused(line_to_message, {raw: "{"})
+
+
 @given(
     st.dictionaries(
         st.sampled_from(sorted({*ITEM_KEYS, *SDK_KEYS, "other"})),

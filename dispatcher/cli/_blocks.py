@@ -68,6 +68,11 @@ class Block:
         self.receipts = b""
         self.failures = b""
 
+    @property
+    def record_bytes(self) -> int:
+        """What is to be written of it, once it has settled."""
+        return len(self.receipts) + len(self.failures)
+
     async def settle(self, outputs: Outputs) -> None:
         """Wait until every line has its outcome, and turn them into bytes and counts."""
         for place in self.places:

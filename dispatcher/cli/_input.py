@@ -58,6 +58,11 @@ class Input:
         if not self.is_standard:
             os.close(self._fd)
 
+    @property
+    def is_read(self) -> bool:
+        """A regular file was read to its end; of anything else only an empty chunk tells."""
+        return self.size_bytes is not None and self.read_bytes >= self.size_bytes
+
     def is_same_file(self, path: str) -> bool:
         """Is `path` the file that is read here?"""
         try:

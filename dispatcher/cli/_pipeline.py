@@ -2,9 +2,10 @@
 
 One task reads and submits, one writes, in the order of the input; each block in between has a task that waits
 for it. What is read and not yet written is bounded by `WINDOW_LINES` and `WINDOW_BYTES`: past either, reading
-stops until the oldest block is written. Whatever ends the sending early (a signal, a refused token, a full
-disk) asks `Stop`; then nothing more is read, what was taken is drained, and every line that was read still
-gets its record. Knows neither arguments nor terminals.
+stops until the oldest block is written; if it is the writing that is slow, it stops at `BACKLOG_BYTES`.
+Whatever ends the sending early (a signal, a refused token, a full disk) asks `Stop`; then nothing more is
+read, what was taken is drained, and every line that was read still gets its record. Knows neither arguments
+nor terminals.
 """
 
 from __future__ import annotations
@@ -36,9 +37,11 @@ if TYPE_CHECKING:
 WINDOW_LINES: Final = 100_000
 WINDOW_BYTES: Final = 33_554_432
 """Of the input; decoded and encoded, each of its messages is held twice more."""
-BLOCK_LINES: Final = 500
+BLOCK_LINES: Final = 250
 WRITE_BYTES: Final = 1_048_576
 """Written at once, about: one joined copy of the records of several blocks."""
+BACKLOG_BYTES: Final = 2 * WRITE_BYTES
+"""Records that may wait for a slow disk before reading waits for it too."""
 T = TypeVar("T")
 
 
@@ -115,6 +118,9 @@ class Pipeline:
         """Submitted and not yet written, in the order of the input."""
         self._held_lines = 0
         self._held_bytes = 0
+        self._settled_bytes = 0
+        """Of records that are not yet written."""
+        self._is_writing = False
         self._is_reading = True
         self._has_news = asyncio.Event()
         """For the writer: another block, or the end of the input."""
@@ -147,7 +153,7 @@ class Pipeline:
                 await self._submit(splitter.feed(chunk))
         except OSError as error:
             self._stop.ask(f"{self._source.name} cannot be read: {error.strerror}")
-        if self._stop.why is None:
+        if self._stop.why is None or self._source.is_read:
             await self._submit(splitter.finish())
             self.totals.is_input_read = True
 
@@ -167,13 +173,17 @@ class Pipeline:
 
     async def _wait_for_window(self, block: Block) -> None:
         """A block alone always fits, however large; the loop gets its turn between blocks."""
-        while self._held_lines and (
-            self._held_lines + block.length > WINDOW_LINES
-            or self._held_bytes + block.size_bytes > WINDOW_BYTES
-        ):
+        while self._held_lines and self._has_no_room(block):
             self._has_room.clear()
             await self._has_room.wait()
         await asyncio.sleep(0)
+
+    def _has_no_room(self, block: Block) -> bool:
+        return (
+            self._held_lines + block.length > WINDOW_LINES
+            or self._held_bytes + block.size_bytes > WINDOW_BYTES
+            or (self._is_writing and self._settled_bytes > BACKLOG_BYTES)
+        )
 
     async def _take(self, block: Block) -> None:
         """Hand in the lines of a block, one after the other: queues keep their order."""
@@ -210,6 +220,7 @@ class Pipeline:
 
     async def _settle(self, block: Block) -> None:
         await block.settle(self._outputs)
+        self._settled_bytes += block.record_bytes
         for error in block.errors:
             self._consider(error)
         block.is_settled.set()
@@ -219,10 +230,11 @@ class Pipeline:
         statistics = self._dispatcher.statistics()
         if isinstance(error, Halted) and not statistics.delivered:
             self._stop.ask(error.reason, is_refused=True)
-        is_late = isinstance(error, DeadlineExceeded) and error.certainty == "not_sent"
-        if is_late and not statistics.requests.keys() - {"connect"}:
-            within = self._dispatcher.config.deliver_within
-            self._stop.ask(f"{self._dispatcher.config.url} was not reached within {within:g} s")
+        answered = any(outcome.isdigit() for outcome in statistics.requests)
+        if isinstance(error, DeadlineExceeded) and not answered:
+            config = self._dispatcher.config
+            what = "was not reached" if error.certainty == "not_sent" else "did not answer"
+            self._stop.ask(f"{config.url} {what} within {config.deliver_within:g} s")
 
     # ------------------------------------------------------------------------------------------- writing
 
@@ -234,8 +246,11 @@ class Pipeline:
                 continue
             await self._blocks[0].is_settled.wait()
             blocks = self._take_settled()
+            self._is_writing = True
             await self._write(blocks)
+            self._is_writing = False
             for block in blocks:
+                self._settled_bytes -= block.record_bytes
                 self.totals.add(block)
                 self._held_lines -= block.length
                 self._held_bytes -= block.size_bytes
@@ -249,7 +264,7 @@ class Pipeline:
         size = 0
         while self._blocks and self._blocks[0].is_settled.is_set() and size < WRITE_BYTES:
             block = self._blocks.popleft()
-            size += len(block.receipts) + len(block.failures)
+            size += block.record_bytes
             blocks.append(block)
         return blocks
 

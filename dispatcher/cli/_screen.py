@@ -39,17 +39,22 @@ class Screen:
     """Standard error: whole lines, and below them the progress line.
 
     Args:
-        stream: Where it goes.
+        stream: Where it goes; `None` where the process was started without.
         name: Of the command, before each line.
         is_quiet: Only `fail` is heard.
     """
 
-    def __init__(self, stream: TextIO, name: str, *, is_quiet: bool = False) -> None:
+    def __init__(self, stream: TextIO | None, name: str, *, is_quiet: bool = False) -> None:
         self._stream = stream
         self.name = name
         self._is_quiet = is_quiet
         self._line = ""
         self._problems = 0
+
+    @property
+    def is_terminal(self) -> bool:
+        """Someone is looking."""
+        return self._stream is not None and self._stream.isatty()
 
     def say(self, text: str) -> None:
         """A line that `--quiet` leaves out."""
@@ -79,6 +84,8 @@ class Screen:
             )
 
     def _write(self, text: str) -> None:
+        if self._stream is None:
+            return
         with suppress(OSError, ValueError):  # ValueError: it is closed
             self._stream.write(text)
             self._stream.flush()

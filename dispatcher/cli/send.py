@@ -107,7 +107,7 @@ def run(arguments: argparse.Namespace) -> int:
             return EXIT_USAGE
         with outputs, library_log_on(screen):
             gc.set_threshold(GC_THRESHOLD)
-            has_progress = not (arguments.quiet or arguments.no_progress) and sys.stderr.isatty()
+            has_progress = not (arguments.quiet or arguments.no_progress) and screen.is_terminal
             return run_in_loop(_send(config, source, outputs, screen, has_progress=has_progress))
 
 
@@ -170,9 +170,8 @@ def _signals_ask(stop: Stop, screen: Screen, dispatcher: Dispatcher) -> Iterator
 def _conclude(totals: Totals, stop: Stop, statistics: Statistics, seconds: float, screen: Screen) -> int:
     failed = sum(totals.failed.values())
     if stop.why is not None:
-        rest = "nothing after it was read" if totals.read else "nothing was read"
-        at = f" at line {totals.read:,}" if totals.read else ""
-        screen.fail(f"stopped{at}: {stop.why}; {rest}")
+        rest = "it is the last one" if totals.is_input_read else "nothing after it was read"
+        screen.fail(f"stopped at line {totals.read:,}: {stop.why}; {rest}")
     for line in _summary(totals, failed, statistics, seconds):
         screen.say(line)
     if stop.is_refused:

@@ -19,7 +19,15 @@ PATIENCE: Final = 100
 class Ceiling:
     """The configured bounds of a batch, or what was learnt below them."""
 
-    __slots__ = ("_best_bytes", "_best_messages", "_bytes", "_messages", "_passed", "max_bytes", "max_messages")
+    __slots__ = (
+        "_best_bytes",
+        "_best_messages",
+        "_bytes",
+        "_messages",
+        "_passed",
+        "max_bytes",
+        "max_messages",
+    )
 
     def __init__(self, max_messages: int, max_bytes: int) -> None:
         self._messages = max_messages

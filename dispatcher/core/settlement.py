@@ -197,7 +197,7 @@ def _put_back_alone(engine: Engine, batch: Batch, entries: list[Entry], ruling: 
 def _count_violations(engine: Engine, batch: Batch, outcomes: Sequence[Outcome]) -> None:
     """The service's own exception to order: it refused one entry and took a later one of the same lane.
 
-    If the answer to that was lost, the next one shows it: the earlier is new to the service, the later is not.
+    If the answer to that was lost, the next one shows it: the earlier is new to it, the later is not.
     """
     accepted_later: set[int] = set()
     known_later: set[int] = set()

@@ -155,19 +155,23 @@ class FaultyUpstream:
     ) -> tuple[list[Entry | list[Entry]], int]:
         before = len(self.upstream.ledger)
         if call.is_batch:
+            spared = tuple(place for place in fault.error_entries_unqueued if not items[place].queue)
+            failing = fault.error_entries + spared
             entries = self.upstream.accept_batch(
-                items, now, failing=fault.error_entries, failing_endpoints=fault.error_endpoints
+                items, now, failing=failing, failing_endpoints=fault.error_endpoints
             )
-            self._count_entries(entries, fault)
+            self._count_entries(entries, failing, fault.error_endpoints)
         else:
             entries = [self.upstream.accept_one(items[0], now)]
         return entries, len(self.upstream.ledger) - before
 
-    def _count_entries(self, entries: list[Entry | list[Entry]], fault: Fault) -> None:
-        for place in fault.error_entries:
+    def _count_entries(
+        self, entries: list[Entry | list[Entry]], failing: tuple[int, ...], endpoints: tuple[int, ...]
+    ) -> None:
+        for place in set(failing):
             entry = entries[place]
             self.faults["error_entry"] += isinstance(entry, Entry) and entry.error is not None
-        for place in fault.error_endpoints:
+        for place in endpoints:
             entry = entries[place]
             self.faults["error_endpoint"] += isinstance(entry, list) and any(one.error for one in entry)
 

@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import socket
+import sys
 from typing import TYPE_CHECKING
 
 import pytest
@@ -149,6 +150,18 @@ async def test_an_outage_at_the_start_is_waited_out(tmp_path: Path) -> None:
     assert process.returncode == 0
 
 
+async def test_an_upstream_that_never_answers_is_given_up(tmp_path: Path) -> None:
+    """It takes connections and says nothing: after one deadline, and not after one for every 10,000 lines."""
+    name, out = write(tmp_path / "in", items(30_000)), tmp_path / "out"
+    words = (name, "--receipts", str(out), "--deliver-within", "2", "--drain-within", "1", "--quiet")
+    async with local_upstream(faults="hang_before=1") as upstream:
+        done = await send(*words, url=upstream.url)
+        assert f"{upstream.url} did not answer within 2 s; nothing after it was read" in done.stderr
+    assert done.code == 1
+    assert done.seconds < 10
+    assert 10_000 < len(read(out)) < 30_000
+
+
 @pytest.mark.parametrize("number", SIGNALS)
 async def test_a_signal_stops_the_reading_and_drains(tmp_path: Path, number: signal.Signals) -> None:
     """What was taken is delivered, every line that was read has its record, the rest is said not to be."""
@@ -196,8 +209,9 @@ async def test_a_signal_after_the_last_line_is_no_failure(tmp_path: Path) -> Non
             await until(lambda: bool(upstream.requests) or len(upstream.accepted()) > 0)
             process.send_signal(signal.SIGTERM)
             async with asyncio.timeout(PATIENCE_SECONDS):
-                await process.communicate()
+                stderr = (await process.communicate())[1].decode()
         assert len(upstream.accepted()) == 100
+    assert "stopped at line 100: SIGTERM was received; it is the last one" in stderr
     assert process.returncode == 0
 
 
@@ -221,15 +235,17 @@ async def test_an_idle_pipe_does_not_hold_it(number: signal.Signals, tmp_path: P
 async def test_a_second_signal_is_now(tmp_path: Path, number: signal.Signals) -> None:
     """It does not wait for the drain, and exits as the shell expects."""
     name = write(tmp_path / "in", items(100))
-    async with local_upstream(faults="hang_before=1") as upstream:
-        async with sending(name, env=environment(upstream.url)) as process:
-            assert process.stderr is not None
-            await until(lambda: bool(upstream.connections))
+    async with (
+        local_upstream(faults="hang_before=1") as upstream,
+        sending(name, env=environment(upstream.url)) as process,
+    ):
+        assert process.stderr is not None
+        await until(lambda: bool(upstream.connections))
+        process.send_signal(number)
+        async with asyncio.timeout(5):
+            assert b"reading stops" in await process.stderr.readline()
             process.send_signal(number)
-            async with asyncio.timeout(5):
-                assert b"reading stops" in await process.stderr.readline()
-                process.send_signal(number)
-                stderr = (await process.communicate())[1]
+            stderr = (await process.communicate())[1]
     assert process.returncode == 128 + number
     assert b"stopped at once, with 100 messages unconfirmed" in stderr
 
@@ -241,14 +257,27 @@ async def test_a_reader_that_leaves_ends_it(tmp_path: Path) -> None:
     async with local_upstream() as upstream:
         async with sending(name, "--receipts", "-", env=environment(upstream.url), stdout=theirs) as process:
             os.close(theirs)
-            with open(ours, "rb") as pipe:
-                assert pipe.readline().startswith(b'{"line":1,')
+            with os.fdopen(ours, "rb") as pipe:
+                assert (await asyncio.to_thread(pipe.readline)).startswith(b'{"line":1,')
             async with asyncio.timeout(PATIENCE_SECONDS):
                 stderr = (await process.communicate())[1].decode()
         assert len(upstream.accepted()) < 100_000
     assert process.returncode == 1
     assert "receipts or failures cannot be written: Broken pipe" in stderr
     assert "Traceback" not in stderr
+
+
+@pytest.mark.parametrize("closed", ["2>&-", "<&- 2>&-", "2>/dev/full"])
+async def test_it_needs_no_standard_error(tmp_path: Path, closed: str) -> None:
+    """Started without one, or with one that takes nothing, it sends all the same."""
+    name, out = write(tmp_path / "in", [*items(3), b"{"]), tmp_path / "out"
+    command = f'exec "{sys.executable}" -m dispatcher send "{name}" --receipts "{out}" {closed}'
+    async with local_upstream() as upstream:
+        process = await asyncio.create_subprocess_shell(command, env=environment(upstream.url))
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            assert await process.wait() == 1
+        assert len(upstream.accepted()) == 3
+    assert [receipt["line"] for receipt in read(out)] == [1, 2, 3, 4]
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no device that is full")  # noqa: PTH110

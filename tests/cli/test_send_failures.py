@@ -5,15 +5,18 @@ from __future__ import annotations
 import base64
 from typing import TYPE_CHECKING, Any
 
+import orjson
 import pytest
 
+from dispatcher.cli._records import Problem, failed_line
+from dispatcher.errors import MessageInvalid
+from dispatcher.ndjson import LineTooLong
+from dispatcher.sdk import line_to_message
 from dispatcher.testing import local_upstream
 from tests.cli.send_support import URL, items, read, send, write
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-pytestmark = pytest.mark.anyio
 
 BAD: list[tuple[dict[str, Any] | bytes, str, str]] = [
     (b'{"destination": "https://a.example"', "BadLine", "not JSON: unexpected end of data at column 36"),
@@ -36,6 +39,7 @@ BAD: list[tuple[dict[str, Any] | bytes, str, str]] = [
 ]
 
 
+@pytest.mark.anyio
 async def test_bad_lines_are_named_and_stop_nothing(tmp_path: Path) -> None:
     """Each with its number and its own clear error, while everything else is delivered."""
     lines: list[dict[str, Any] | bytes] = []
@@ -75,9 +79,10 @@ def _check_that_nothing_is_lost(failed: list[dict[str, Any]]) -> None:
             assert line == {"_raw": given.decode()}
 
 
+@pytest.mark.anyio
 async def test_many_bad_lines_are_told_once(tmp_path: Path) -> None:
     """Twenty by number, the rest in the sum."""
-    name = write(tmp_path / "in", [b"{"] * 2_000 + items(1))
+    name = write(tmp_path / "in", [*[b"{"] * 2_000, *items(1)])
     async with local_upstream() as upstream:
         done = await send(name, url=upstream.url)
     assert done.code == 1
@@ -86,6 +91,7 @@ async def test_many_bad_lines_are_told_once(tmp_path: Path) -> None:
     assert "failed: 2,000 BadLine (2,000 bad lines)" in done.stderr
 
 
+@pytest.mark.anyio
 async def test_failures_are_sent_again_as_they_are(tmp_path: Path) -> None:
     """The second run delivers what the first could not, under the ids of the first."""
     lines: list[dict[str, Any] | bytes] = [
@@ -121,6 +127,7 @@ async def test_failures_are_sent_again_as_they_are(tmp_path: Path) -> None:
     assert "deduplication_id" not in failed[4]
 
 
+@pytest.mark.anyio
 async def test_an_unknown_outcome_is_not_doubled(tmp_path: Path) -> None:
     """What the service took without saying so is known to it when the line comes again."""
     name, failed = write(tmp_path / "in", items(50)), tmp_path / "failed"
@@ -135,6 +142,7 @@ async def test_an_unknown_outcome_is_not_doubled(tmp_path: Path) -> None:
     assert all(receipt["deduplicated"] for receipt in read(tmp_path / "out"))
 
 
+@pytest.mark.anyio
 async def test_no_id_is_invented(tmp_path: Path) -> None:
     """With `--deduplication off` a failed line goes out as it came in."""
     lines: list[dict[str, Any] | bytes] = [{"destination": URL, "body": "1"}, {"url": URL, "body": "2"}]
@@ -147,6 +155,7 @@ async def test_no_id_is_invented(tmp_path: Path) -> None:
     assert again == lines
 
 
+@pytest.mark.anyio
 async def test_an_uncorrected_bad_line_keeps_its_text(tmp_path: Path) -> None:
     """Sent again as it is, it is refused with the cure, and written out again whole."""
     name, first, second = write(tmp_path / "in", [b'{"url":']), tmp_path / "first", tmp_path / "second"
@@ -160,6 +169,17 @@ async def test_an_uncorrected_bad_line_keeps_its_text(tmp_path: Path) -> None:
     assert line["_failure"]["error"] == "MessageInvalid"
 
 
+def test_a_line_that_was_not_kept_is_refused_again() -> None:
+    """Of a line above the bound only its facts go out; they are no message, and say so."""
+    written = failed_line(7, LineTooLong(1 << 28), Problem("BadLine", "the line has too many bytes"))
+    line = orjson.loads(written)
+    assert line["_raw"] is None
+    assert line["_failure"]["line"] == 7
+    with pytest.raises(MessageInvalid, match="could not be read before"):
+        line_to_message(line)
+
+
+@pytest.mark.anyio
 async def test_secrets_stay_out_of_what_is_said(tmp_path: Path) -> None:
     """No body, no query and no token on standard error or among the receipts."""
     name = write(

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from dispatcher.cli._pipeline import WINDOW_LINES
+from dispatcher.cli._pipeline import BLOCK_LINES, WINDOW_LINES
 from dispatcher.testing import local_upstream
 from tests.cli.send_support import (
     PATIENCE_SECONDS,
@@ -54,21 +54,40 @@ async def test_reading_stops_at_the_window(tmp_path: Path) -> None:
     count, out = WINDOW_LINES + 30_000, tmp_path / "out"
     lines = items(count)
     lines[0]["body"] = "POISON"
-    words = (write(tmp_path / "in", lines), "--receipts", str(out), "--deliver-within", "8")
+    words = (write(tmp_path / "in", lines), "--receipts", str(out), "--retry-max-delay", "0.5")
     async with local_upstream(faults="poison_500=POISON", keep_bodies=False) as upstream:
         async with sending(*words, env=environment(upstream.url)) as process:
-            await until(lambda: len(upstream.accepted()) >= WINDOW_LINES - 1_000)
+            await until(lambda: upstream.summary()["accepted"] > WINDOW_LINES - 2 * BLOCK_LINES)
+            for _ in range(20):  # what does not stop here is past it at once
+                await asyncio.sleep(0.05)
+                assert upstream.summary()["accepted"] < WINDOW_LINES
             assert lines_in(out) == 0
-            await until(lambda: lines_in(out) > 0 or len(upstream.accepted()) >= WINDOW_LINES)
-            assert len(upstream.accepted()) < WINDOW_LINES
+            upstream.set_faults(None)
             async with asyncio.timeout(PATIENCE_SECONDS):
                 stderr = (await process.communicate())[1].decode()
-        assert upstream.summary()["accepted"] == count - 1
-    assert process.returncode == 1
-    assert f"{count:,} lines: {count - 1:,} delivered, 1 failed" in stderr
+        assert upstream.summary()["accepted"] == count
+    assert process.returncode == 0, stderr
     receipts = read(out)
-    assert receipts[0]["error"] == "DeadlineExceeded"
+    assert receipts[0]["attempts"] > 2
     assert [receipt["line"] for receipt in receipts] == list(range(1, count + 1))
+
+
+@pytest.mark.anyio
+async def test_a_slow_reader_of_the_receipts_slows_the_reading(tmp_path: Path) -> None:
+    """Receipts do not pile up in memory while nobody takes them; once somebody does, all is delivered."""
+    count = 80_000
+    words = (write(tmp_path / "in", items(count)), "--receipts", "-")
+    async with local_upstream(keep_bodies=False) as upstream:
+        async with sending(*words, env=environment(upstream.url)) as process:
+            await until(lambda: upstream.summary()["accepted"] > 20_000)
+            for _ in range(20):  # the stream of this test takes 128 KiB before it pauses the pipe
+                await asyncio.sleep(0.05)
+                assert upstream.summary()["accepted"] < 60_000
+            async with asyncio.timeout(PATIENCE_SECONDS):
+                stdout, stderr = await process.communicate()
+        assert upstream.summary()["accepted"] == count
+    assert process.returncode == 0, stderr
+    assert stdout.count(b"\n") == count
 
 
 @pytest.mark.anyio
@@ -82,7 +101,6 @@ async def test_an_upstream_killed_in_the_middle_loses_nothing(tmp_path: Path) ->
         async with sending(*words, env=environment(first.url)) as process:
             await until(lambda: lines_in(out) > 2_000)
             first.kill()
-            assert process.returncode is None
             assert lines_in(out) < count
             with dev_process(tmp_path, *state, "--port", str(first.port)) as second:
                 async with asyncio.timeout(PATIENCE_SECONDS):

@@ -58,7 +58,9 @@ class Extremes:
 class Rig:
     """An engine, its clock, and what has left it."""
 
-    def __init__(self, *, limit: Limit | None = None, rng: Any = None, now: float = 100.0, **config: Any) -> None:
+    def __init__(
+        self, *, limit: Limit | None = None, rng: Any = None, now: float = 100.0, **config: Any
+    ) -> None:
         self.engine = Engine(Config.load(env={}, token="t", **config), rng or Random(1), limit)
         self.now = now
         self.wake_at = float("inf")
@@ -133,8 +135,10 @@ class Rig:
         """The service refuses the whole request."""
         return self.answer(batch, Reply(status, json.dumps({"error": text}).encode()))
 
-    def serve(self, refuses: Callable[[Entry], bool], status: int = 400, text: str = "invalid request") -> int:
-        """Answer everything until nothing is out, refusing requests that carry a culprit; how many requests."""
+    def serve(
+        self, refuses: Callable[[Entry], bool], status: int = 400, text: str = "invalid request"
+    ) -> int:
+        """Answer until nothing is out, refusing requests that carry a culprit; how many requests."""
         requests = 0
         while self.out:
             batch = self.out[0]
@@ -161,6 +165,11 @@ def accepted(entries: Sequence[Entry]) -> Reply:
 def numbers(entries: Iterable[Entry]) -> list[int]:
     """Their numbers of admission."""
     return [entry.number for entry in entries]
+
+
+def is_held(entry: Entry) -> bool:
+    """Nothing has settled it yet."""
+    return entry.outcome is None
 
 
 def certainty(entry: Entry) -> str:

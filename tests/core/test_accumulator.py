@@ -19,7 +19,13 @@ class Lanes:
         self._next = 0
 
     def put(
-        self, count: int = 1, *, queue: str | None = None, size: int = 10, is_single: bool = False, at: float = 0.0
+        self,
+        count: int = 1,
+        *,
+        queue: str | None = None,
+        size: int = 10,
+        is_single: bool = False,
+        at: float = 0.0,
     ) -> list[Entry]:
         made = [
             make_entry(size=size, queue=queue, is_single=is_single, admitted_at=at or self._next / 1000)
@@ -160,7 +166,7 @@ def test_what_failed_merges_with_what_is_new() -> None:
 
 
 def test_groups_of_the_default_lane_come_back_oldest_first() -> None:
-    """The lane's head is its oldest, whatever order the groups come back in (linger and flush ask the head)."""
+    """The lane's head is its oldest, whatever order groups come back in (linger and flush ask it)."""
     one = Lanes()
     entries = one.put(6)
     one.take()
@@ -296,7 +302,9 @@ def test_counts_and_order_for_any_sequence(operations: list[tuple[str, int, int,
     last: dict[str, int] = {}
     for what, lane, size, is_single in operations:
         if what == "put":
-            held.update(numbers(one.put(1, queue=f"q{lane}" if lane else None, size=size, is_single=is_single)))
+            held.update(
+                numbers(one.put(1, queue=f"q{lane}" if lane else None, size=size, is_single=is_single))
+            )
         elif what in ("take", "alone"):
             batch = one.lanes.take() if what == "take" else one.lanes.take_alone()
             if batch is None:

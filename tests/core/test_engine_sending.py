@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
-from dispatcher.core.batch import Entry
 from dispatcher.errors import Abandoned
 from dispatcher.message import Receipt
 from tests.core.rig import Extremes, Rig, certainty, numbers
@@ -12,7 +13,7 @@ from tests.core.rig import Extremes, Rig, certainty, numbers
 LINGER = 0.010
 
 
-def busy(**config: object) -> Rig:
+def busy(**config: Any) -> Rig:
     """An engine with its two soft slots taken."""
     rig = Rig(**config)
     rig.put(1)
@@ -141,7 +142,7 @@ def test_flush_overrides_linger() -> None:
 
 
 def test_flush_covers_retries() -> None:
-    """It is over when everything before it is settled, also by way of retries; later messages do not count."""
+    """It is over when everything before it is settled, by way of retries, too; later ones do not count."""
     rig = Rig()
     rig.put(2)
     rig.poll()
@@ -347,7 +348,7 @@ def test_an_entry_larger_than_a_batch_travels_alone() -> None:
     """Above the batch's bytes: a batch of one."""
     rig = Rig(batch_max_bytes=100, batch_max_message_bytes=5000)
     rig.put(1, size=30)
-    big: list[Entry] = rig.put(1, size=400)
+    big = rig.put(1, size=400)
     rig.put(1, size=30)
     rig.advance(LINGER)
     assert rig.numbers == [[0], [1], [2]]

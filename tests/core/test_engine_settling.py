@@ -15,7 +15,7 @@ from dispatcher.errors import (
     RetriesExhausted,
 )
 from dispatcher.message import Receipt
-from tests.core.rig import Extremes, Rig, certainty, numbers
+from tests.core.rig import Extremes, Rig, certainty, is_held, numbers
 
 
 def receipts(rig: Rig) -> dict[int, Receipt]:
@@ -112,8 +112,7 @@ def test_what_failed_merges_with_fresh_messages() -> None:
     rig.poll()
     rig.put(2)
     began_at = rig.now
-    rig.engine.config  # noqa: B018 - soft slots are taken: the last two linger
-    rig.advance(0.001)
+    rig.advance(0.001)  # the soft slots are taken: the last two linger
     rig.now = began_at + 1.0
     rig.poll()
     assert rig.started[-1].reason == "retry"
@@ -224,7 +223,9 @@ def test_entries_that_say_nothing_end_as_unknown() -> None:
 # -------------------------------------------------------------------------------- deduplication off
 
 
-@pytest.mark.parametrize("how", ["disconnect", "timeout", "reply", "500", "502", "503", "504", "408", "short"])
+@pytest.mark.parametrize(
+    "how", ["disconnect", "timeout", "reply", "500", "502", "503", "504", "408", "short"]
+)
 def test_without_ids_the_unknown_is_not_repeated(how: str) -> None:
     """It settles as unknown at once; its idempotent neighbours are sent again."""
     rig = Rig(deduplication="off")
@@ -238,7 +239,7 @@ def test_without_ids_the_unknown_is_not_repeated(how: str) -> None:
     else:
         rig.fail(batch, how)
     assert all(isinstance(entry.outcome, OutcomeUnknown) for entry in plain)
-    assert safe[0].outcome is None
+    assert is_held(safe[0])
     rig.advance(1.0)
     assert rig.numbers == [[0, 1, 2], [2]]
 
@@ -296,7 +297,7 @@ def test_past_the_window_the_unknown_is_not_repeated() -> None:
     entries = rig.put(1)
     rig.poll()
     unknown_for(rig, 569.5)
-    assert entries[0].outcome is None
+    assert is_held(entries[0])
     unknown_for(rig, 1.0)
     assert isinstance(entries[0].outcome, OutcomeUnknown)
     assert max(batch.started_at for batch in rig.started) < 100.0 + 570.0
@@ -313,7 +314,7 @@ def test_past_the_window_what_was_never_taken_goes_on() -> None:
             rig.fail(batch, "connect")
         rig.now = rig.wake_at
         rig.poll()
-    assert entries[0].outcome is None
+    assert is_held(entries[0])
     rig.ok(rig.out[0])
     assert isinstance(entries[0].outcome, Receipt)
     assert not entries[0].outcome.duplicate_possible
@@ -325,7 +326,7 @@ def test_resend_marks_what_may_be_double() -> None:
     entries = rig.put(1)
     rig.poll()
     unknown_for(rig, 600.0)
-    assert entries[0].outcome is None
+    assert is_held(entries[0])
     rig.advance(20.0)
     rig.ok(rig.out[0])
     assert isinstance(entries[0].outcome, Receipt)
@@ -342,7 +343,7 @@ def test_expiring_while_waiting() -> None:
     rig.poll()
     waiting = rig.put(1, within=3.0)
     rig.advance(2.99)
-    assert waiting[0].outcome is None
+    assert is_held(waiting[0])
     rig.advance(0.02)
     assert isinstance(waiting[0].outcome, DeadlineExceeded)
     assert certainty(waiting[0]) == "not_sent"
@@ -387,7 +388,7 @@ def test_expiring_in_flight() -> None:
     rig.advance(1.1)
     assert isinstance(short[0].outcome, DeadlineExceeded)
     assert certainty(short[0]) == "unknown"
-    assert long[0].outcome is None
+    assert is_held(long[0])
     rig.ok(batch)
     assert isinstance(long[0].outcome, Receipt)
     assert long[0].outcome.message_id == "m1"
@@ -834,3 +835,72 @@ def test_errors_show_no_secrets() -> None:
     text = f"{entries[0].outcome} {entries[0].outcome!r}"
     assert "example.com/hook" in text
     assert not any(word in text for word in ("password", "secret", "body"))
+
+
+# ---------------------------------------------------------------- isolations that lose what they probe
+
+
+def test_a_probe_that_is_repeated_whole_keeps_its_inference() -> None:
+    """Six requests find the thirteenth of sixteen: the right half is not sent whole after the left passed."""
+    rig = Rig()
+    rig.put(16)
+    rig.refuse(rig.poll()[0], 400)
+    rig.fail(rig.out[0])
+    rig.next()
+    assert rig.serve(lambda entry: entry.number == 12) == 6
+
+
+def test_a_repeated_probe_that_lost_an_entry_proves_nothing() -> None:
+    """The one that expired may have been the culprit: the other half is sent whole, not split unseen."""
+    rig = Rig(limit_max_in_flight=2, rng=Extremes(), retry_throttle_base=1.0)
+    rig.put(1, within=1.5)
+    rig.put(3)
+    rig.refuse(rig.poll()[0], 400)
+    probe = rig.out[0]
+    assert numbers(probe.entries) == [0, 1]
+    rig.refuse(probe, 429)
+    rig.put(100)
+    rig.put(100)
+    rig.poll()
+    rig.advance(2.0)  # due again after one second, and no slot is free
+    rig.ok(rig.out[0])
+    assert numbers(rig.out[-1].entries) == [1]
+    rig.ok(rig.out[-1])
+    assert numbers(rig.out[-1].entries) == [2, 3]
+
+
+@pytest.mark.parametrize("how", ["disconnect", "500", "429"])
+def test_a_probe_whose_entries_all_expired_does_not_stop_the_search(how: str) -> None:
+    """Its failure says nothing; the rest of the batch is probed, and searches after it have their places."""
+    rig = Rig()
+    rig.put(2, within=1.0)
+    rig.put(2)
+    rig.refuse(rig.poll()[0], 400)
+    probe = rig.out[0]
+    rig.advance(1.1)
+    assert len(rig.settled) == 2
+    if how.isdigit():
+        rig.refuse(probe, int(how))
+    else:
+        rig.fail(probe, how)
+    rig.serve(lambda entry: entry.number == 3)
+    assert sorted(receipts(rig)) == [2]
+    assert len(rig.settled) == 4
+
+
+def test_a_halt_ends_the_searches_it_meets() -> None:
+    """A probe is answered with 401 on first contact: later refusals are isolated like any others."""
+    rig = Rig()
+    for _ in range(2):
+        rig.put(4)
+        rig.poll()
+    for batch in list(rig.out):
+        rig.refuse(batch, 400)
+    for probe in list(rig.out):
+        rig.refuse(probe, 401)
+    assert len(rig.settled) == 8
+    rig.advance(31.0)
+    later = rig.put(4)
+    rig.poll()
+    rig.serve(lambda entry: entry is later[2])
+    assert [entry.number for entry in later if isinstance(entry.outcome, Receipt)] == [8, 9, 11]

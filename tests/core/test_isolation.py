@@ -141,7 +141,7 @@ def _settle(probe: list[Entry]) -> list[int]:
 
 @given(st.integers(2, 60), st.data())
 def test_nobody_is_blamed_for_one_who_left(size: int, data: st.DataObject) -> None:
-    """Entries expire while the search goes on, the culprit perhaps among them: no other is rejected for it."""
+    """Entries expire while the search goes on, the culprit perhaps among them: no other is blamed."""
     culprits = data.draw(st.sets(st.integers(0, size - 1), min_size=1, max_size=3))
     batch = entries(size)
     isolation = Isolation(batch, is_whole=True, infers=True, text="")

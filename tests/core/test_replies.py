@@ -113,7 +113,9 @@ def test_an_unwrapped_group_of_two_is_one_outcome() -> None:
     assert len(outcomes) == 1
 
 
-@pytest.mark.parametrize("value", [[], [{"messageId": "a"}], [{"messageId": "a"}] * 3, {"messageId": "a"}, "a", None])
+@pytest.mark.parametrize(
+    "value", [[], [{"messageId": "a"}], [{"messageId": "a"}] * 3, {"messageId": "a"}, "a", None]
+)
 def test_a_wrong_length_is_no_answer(value: object) -> None:
     """A reply of another length or shape matches nothing: no id is guessed."""
     assert read(value, 2) is None
@@ -142,7 +144,9 @@ def test_depth_inside_a_member_we_do_not_read() -> None:
     assert read_reply(body, 2, is_group=False) is None
 
 
-@pytest.mark.parametrize("entry", [None, 7, "m", {}, {"messageId": ""}, {"messageId": 7}, {"error": None}, [7]])
+@pytest.mark.parametrize(
+    "entry", [None, 7, "m", {}, {"messageId": ""}, {"messageId": 7}, {"error": None}, [7]]
+)
 def test_entries_that_say_nothing_are_unclear(entry: object) -> None:
     """An entry with neither an id nor an error may have been taken."""
     outcomes = read([entry, {"messageId": "b"}], 2)
@@ -172,7 +176,13 @@ def test_an_id_is_never_guessed(value: object, expected: int, is_group: bool) ->
         return
     assert len(outcomes) == expected
     entries = value if isinstance(value, list) and len(value) == expected else [value]
-    if is_group and expected == 1 and value and isinstance(value, list) and all(isinstance(e, dict) for e in value):
+    if (
+        is_group
+        and expected == 1
+        and value
+        and isinstance(value, list)
+        and all(isinstance(e, dict) for e in value)
+    ):
         entries = [value]
     for entry, outcome in zip(entries, outcomes, strict=True):
         if isinstance(outcome, Accepted):

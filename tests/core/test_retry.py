@@ -40,7 +40,9 @@ def test_failures(kind: str, certainty: str) -> None:
 
 def test_only_refusals_of_messages_prove_where_the_culprit_is() -> None:
     """A half that passes says nothing of the other where a size, a count or a firewall refused."""
-    assert {status for status in (400, 403, 404, 405, 409, 412, 413, 422) if judge(Reply(status, b"")).infers} == {
+    assert {
+        status for status in (400, 403, 404, 405, 409, 412, 413, 422) if judge(Reply(status, b"")).infers
+    } == {
         400,
         404,
         409,
@@ -63,12 +65,23 @@ def test_503_with_a_pause_was_not_taken() -> None:
 
 def test_what_may_be_systemic() -> None:
     """403, 404 and 405 may be the URL's fault; a 400 is a message's."""
-    assert [judge(Reply(status, b"")).may_be_systemic for status in (403, 404, 405, 400)] == [True] * 3 + [False]
+    assert [judge(Reply(status, b"")).may_be_systemic for status in (403, 404, 405, 400)] == [True] * 3 + [
+        False
+    ]
 
 
 @pytest.mark.parametrize(
     ("text", "seconds"),
-    [("2", 2.0), ("0.5", 0.5), ("9999", 60.0), ("-1", 0.0), ("soon", 0.0), ("", 0.0), ("nan", 0.0), ("inf", 60.0)],
+    [
+        ("2", 2.0),
+        ("0.5", 0.5),
+        ("9999", 60.0),
+        ("-1", 0.0),
+        ("soon", 0.0),
+        ("", 0.0),
+        ("nan", 0.0),
+        ("inf", 60.0),
+    ],
 )
 def test_retry_after(text: str, seconds: float) -> None:
     """Seconds are believed up to a minute; anything else is as if nothing had been said."""

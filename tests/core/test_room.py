@@ -157,3 +157,14 @@ def test_bounds_and_order_hold_for_any_sequence(steps: list[tuple[str, int]]) ->
         assert len(held) <= 5
         assert sum(held) <= 100
         assert held or not line
+
+
+def test_dismissing_sends_everyone_away_once() -> None:
+    """Who had given up before is not named, and a late cancel counts nobody twice."""
+    one = room()
+    assert one.try_take(100)
+    first, gone = one.wait("first", 1), one.wait("gone", 1)
+    one.cancel(gone)
+    assert one.dismiss() == ["first"]
+    one.cancel(first)
+    assert (one.waiting, one.dismiss(), one.held_messages) == (0, [], 1)

@@ -40,7 +40,11 @@ def test_everything_together() -> None:
     """Options, own headers merged over them, queue, body and an id."""
     options = Options(retries=3, content_type="text/plain", forward={"X-Tenant": "42"})
     message = Message(
-        URL, "grüße ☃", options=options, queue="billing", headers={"content-type": "text/html", "Upstash-Label": "a"}
+        URL,
+        "grüße ☃",
+        options=options,
+        queue="billing",
+        headers={"content-type": "text/html", "Upstash-Label": "a"},
     )
     assert parsed(encoder().encode(message)) == {
         "destination": URL,
@@ -56,7 +60,9 @@ def test_everything_together() -> None:
     }
 
 
-@pytest.mark.parametrize("body", [b"caf\xc3\xa9", bytearray(b"caf\xc3\xa9"), memoryview(b"caf\xc3\xa9"), "café"])
+@pytest.mark.parametrize(
+    "body", [b"caf\xc3\xa9", bytearray(b"caf\xc3\xa9"), memoryview(b"caf\xc3\xa9"), "café"]
+)
 def test_text_in_any_form(body: Any) -> None:
     """Bytes that are UTF-8 travel as text, in the batch."""
     assert parsed(encoder().encode(Message(URL, body)))["body"] == "café"
@@ -68,7 +74,9 @@ def test_no_body_in_any_form(body: Any) -> None:
     assert "body" not in parsed(encoder().encode(Message(URL, body)))
 
 
-@pytest.mark.parametrize(("value", "text"), [(None, "null"), ({"a": [1, "é"]}, '{"a":[1,"é"]}'), ("", '""'), (0, "0")])
+@pytest.mark.parametrize(
+    ("value", "text"), [(None, "null"), ({"a": [1, "é"]}, '{"a":[1,"é"]}'), ("", '""'), (0, "0")]
+)
 def test_json(value: Any, text: str) -> None:
     """A value as JSON text with its Content-Type, `None` as null."""
     item = parsed(encoder().encode(Message(URL, json=value)))
@@ -83,7 +91,9 @@ def test_json_keeps_a_given_content_type() -> None:
         Message(URL, json=1, options=options),
         Message(URL, json=1, headers={"CONTENT-TYPE": "application/cloudevents+json"}),
     ):
-        values = [v for k, v in parsed(encoder().encode(message))["headers"].items() if k.lower() == "content-type"]
+        values = [
+            v for k, v in parsed(encoder().encode(message))["headers"].items() if k.lower() == "content-type"
+        ]
         assert values == ["application/cloudevents+json"]
 
 
@@ -214,7 +224,7 @@ def test_a_queues_name_cannot_leave_its_place_in_the_path() -> None:
 def test_what_would_spoil_a_batch_is_refused(message: Message) -> None:
     """With words of ours, before it could; and the encoder goes on."""
     one = encoder()
-    with pytest.raises(MessageInvalid, match="."):
+    with pytest.raises(MessageInvalid, match=r"\w+ \w+"):
         one.encode(message)
     assert parsed(one.encode(Message(URL, "fine")))["body"] == "fine"
 
@@ -263,7 +273,12 @@ _names = st.sampled_from(["Content-Type", "Upstash-Label", "upstash-forward-a", 
     st.booleans(),
 )
 def test_what_is_parsed_back_is_what_was_meant(
-    destination: str, body: str, headers: dict[str, str], queue: str | None, identity: str | None, draws_ids: bool
+    destination: str,
+    body: str,
+    headers: dict[str, str],
+    queue: str | None,
+    identity: str | None,
+    draws_ids: bool,
 ) -> None:
     """Any text in any place comes out of the JSON as it went in, with and without the cached prefix."""
     one = encoder(draws_ids=draws_ids)

@@ -26,7 +26,7 @@ def failure(name: str, seed: int, *, full: bool = False) -> str | None:
     try:
         world = World(load(name), seed)
         judge(world.run())
-    except Exception as error:  # noqa: BLE001 - whatever breaks in a run is that run's report
+    except Exception as error:  # whatever breaks in a run is that run's report
         return report(name, seed, error, world, full=full)
     return None
 

@@ -1,4 +1,4 @@
-"""A scenario: who sends what, and what goes wrong. Read from `scenarios/*.toml`; turned into messages by a seed.
+"""A scenario: who sends what, and what goes wrong. Read from `scenarios/*.toml`, made messages by a seed.
 
 Knows nothing of the core but its `Message`; called by `world` and the command.
 """
@@ -115,7 +115,10 @@ def _one(scenario: Scenario, rng: Random, number: int, at: float) -> Draft:
     mix = scenario.mix
     kind = _kind(mix, rng)
     size = rng.randint(*scenario.bytes)
-    destination, body = f"https://d{number % 5}.example/hook", f"{number} ".ljust(size, "é" if size % 2 else "x")
+    destination, body = (
+        f"https://d{number % 5}.example/hook",
+        f"{number} ".ljust(size, "é" if size % 2 else "x"),
+    )
     if kind == "missing":
         destination = f"nobody-{number}"
     elif kind == "poison":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from msgspec import structs
 
-from dispatcher.core import settlement
+from dispatcher.core import replies, settlement
 from dispatcher.core.accumulator import Accumulator
 from dispatcher.core.batch import CERTAINTIES, IN_FLIGHT, Batch, Entry, Trouble
 from dispatcher.core.engine import Engine
@@ -22,7 +22,7 @@ MUTATION_SEEDS = 40
 
 @pytest.mark.parametrize("name", names())
 def test_scenario(name: str) -> None:
-    """Every invariant holds after every step, and every outcome is true, for the first seeds of each scenario."""
+    """Every invariant holds after every step, and every outcome is true, for each scenario's first seeds."""
     for seed in range(SEEDS):
         report = failure(name, seed)
         assert report is None, report
@@ -86,7 +86,7 @@ def _fails(scenario: str, *, seeds: int = MUTATION_SEEDS) -> str:
 
 def test_shifted_ids_are_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     """A receipt with the neighbour's id is noticed."""
-    honest = settlement.read_reply
+    honest = replies.read_reply
 
     def shifted(body: bytes, expected: int, *, is_group: bool) -> object:
         outcomes = list(honest(body, expected, is_group=is_group) or [])
@@ -98,7 +98,7 @@ def test_shifted_ids_are_caught(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_guessed_id_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     """A reply that is too short, read as far as it goes, is noticed."""
-    honest = settlement.read_reply
+    honest = replies.read_reply
 
     def guessing(body: bytes, expected: int, *, is_group: bool) -> object:
         read = honest(body, expected, is_group=is_group)

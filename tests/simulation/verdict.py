@@ -93,7 +93,9 @@ def _judge_certainty(
 def _judge_order(world: World) -> None:
     """Within a queue the service accepted in order of admission, its own error entries apart."""
     ledger, service = world.service.ledger, world.service
-    numbers = {digest(one): world.entries[one.number].number for one in world.drafts if one.number in world.entries}
+    numbers = {
+        digest(one): world.entries[one.number].number for one in world.drafts if one.number in world.entries
+    }
     last: dict[str, int] = {}
     late = 0
     for seq in range(len(ledger)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING, Final
 
 from dispatcher.core.batch import SETTLED, WAITING
@@ -12,7 +13,7 @@ if TYPE_CHECKING:
     from dispatcher.core.engine import Engine
 
 LATE: Final = 0.015
-"""Seconds past its deadline in which an entry must be settled (the engine looks less often if it holds many)."""
+"""Seconds past its deadline in which an entry must settle (the engine looks less often if it holds many)."""
 SLACK: Final = 1e-9
 
 
@@ -65,6 +66,7 @@ class Watch:
         if self._steps % self._check_every == 0:
             engine.check()
             self._check_readiness(now)
+            self._check_unresolved()
 
     def _settle(self, step: Step, now: float) -> None:
         for entry in step.settled:
@@ -119,3 +121,18 @@ class Watch:
                 if entry.state == WAITING:
                     assert now < entry.admitted_at + linger + SLACK, "something waits past its linger"
                     assert entry.single is None or lane.ordered, "a single waits for company"
+
+    def _check_unresolved(self) -> None:
+        """Each queue's lane counts exactly what has left it and is not resolved, and is muted by it."""
+        engine = self.engine
+        out: Counter[str | None] = Counter(
+            entry.queue for batch in engine.out.values() for entry in batch.entries if entry.queue
+        )
+        parked = (entry for entry in engine.parked() if entry.state != WAITING and entry.queue)
+        out.update(entry.queue for entry in parked)
+        if engine.settled_total == engine.tally.admitted:
+            return  # after a drain's end nothing is resolved any more
+        lanes = {lane.key: lane.unresolved for lane in engine.lanes.lanes if lane.ordered}
+        assert {key: number for key, number in lanes.items() if number} == dict(out), (
+            "unresolved is miscounted"
+        )
