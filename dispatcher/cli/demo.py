@@ -1,44 +1,46 @@
 """`dispatcher demo`: the main job on a local upstream that misbehaves, checked to the last message.
 
-The upstream runs in a process of its own, with faults; 1,000 producers send single messages through one
-dispatcher; then every message is looked up in the upstream's own ledger. Exit code 1 if anything was lost,
-doubled, mixed up or reordered. `--control` breaks the upstream's deduplication: then the check must fail.
+The upstream runs in a process of its own, with faults; thousands of producers send single messages through
+one dispatcher; then every message is looked up in the upstream's own ledger. Exit code 1 if anything was
+lost, doubled, mixed up or reordered. `--chaos` adds a proxy that breaks connections, and kills the upstream
+again and again. `--control` breaks the upstream's deduplication: then the check must fail.
 """
 
 from __future__ import annotations
 
 import asyncio
-import os
-import re
+import random
 import secrets
-import signal
-import statistics
-import sys
+import tempfile
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any, Final
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
 
-from dispatcher.cli.audit import Audit, Sent, audit
+from dispatcher.cli._demo_messages import GROUP, POISON, POISON_500, SENDS_POISON_500, SUBSCRIBERS, build
+from dispatcher.cli._demo_report import Facts, print_table, print_verdict, show_progress
+from dispatcher.cli._demo_upstream import Proxy, Upstream
+from dispatcher.cli._demo_witness import Witness
+from dispatcher.cli.audit import Sent, audit
 from dispatcher.cli.dev import load_plan
 from dispatcher.cli.loop import run_in_loop
 from dispatcher.config import Config, TransportSettings
+from dispatcher.devserver.chaosplan import ChaosPlan
 from dispatcher.devserver.client import UpstreamClient
 from dispatcher.dispatcher import Dispatcher
 from dispatcher.errors import ConfigError, DispatcherError
-from dispatcher.message import Message
-from dispatcher.options import Options
+from dispatcher.transport import HTTPTransport
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import AsyncIterator
 
 MESSAGES: Final = 20_000
+MESSAGES_CHAOS: Final = 100_000
 MESSAGES_MIN: Final = 100
 PRODUCERS: Final = 1_000
-QUEUES: Final = 4
-GROUP: Final = "demo-subscribers"
-SUBSCRIBERS: Final = {name: f"https://example.com/subscriber/{name}" for name in ("a", "b")}
-POISON: Final = "POISON-BODY"
-POISON_EVERY: Final = 2_000
+PRODUCERS_CHAOS: Final = 5_000
+WINDOW: Final = 600.0
 FAULTS: Final = (
     "latency=lognormal(20ms,0.4) throttle_burst=0.005 throttle_bare=0.005 unavailable=0.003 "
     "error_before=0.01 error_after=0.015 bad_gateway=0.005 gateway_timeout=0.01 disconnect_before=0.01 "
@@ -46,16 +48,61 @@ FAULTS: Final = (
     "error_endpoint=0.01 "
     f"burst_reset=300ms drip_over=300ms poison_400={POISON}"
 )
+FAULTS_CHAOS: Final = (
+    "latency=lognormal(10ms,0.5) throttle_burst=0.003 throttle_daily=0.001 throttle_bare=0.004 "
+    "unavailable=0.002 error_before=0.01 error_after=0.01 bad_gateway=0.005 gateway_timeout=0.005 "
+    "disconnect_before=0.01 disconnect_after=0.01 hang_before=0.002 hang_after=0.002 truncate=0.01 "
+    "unparsable=0.005 wrong_length=0.005 drip=0.01 error_unqueued=0.0005 error_endpoint=0.01 "
+    "burst_reset=300ms daily_reset=1s drip_over=200ms "
+    f"poison_400={POISON}" + (f" poison_500={POISON_500}" if SENDS_POISON_500 else "")
+)
+"""Every kind of fault. Error entries spare the queues: there the service itself breaks the order."""
+PROXY_CHAOS: Final = (
+    "latency=exponential(1ms) refuse=0.01 stall=0.004 hang=0.004 reset=0.02 half_close=0.01 truncate=0.01 "
+    "drip=0.01 reuse_reset=0.01 reuse_reset_after=0.01 stall_for=1200ms drip_over=200ms"
+)
+"""A stall outlasts an attempt: its request arrives after it was given up, and perhaps sent again."""
 ATTEMPT_TIMEOUT: Final = 2.0
-STOP_SECONDS: Final = 5.0
+ATTEMPT_TIMEOUT_CHAOS: Final = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Show:
+    """What one run does."""
+
+    messages: list[Sent] = field(repr=False)
+    faults: str
+    proxy: str | None
+    """The plan of the chaos proxy; with one, the upstream is killed again and again, too."""
+    seed: int
+    window: float
+    deduplication: str
+    producers: int
+    attempt_timeout: float
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `dispatcher demo`."""
     add = parser.add_argument
-    add("--messages", type=int, default=MESSAGES, metavar="N", help="how many to send (default: %(default)s)")
+    add(
+        "--messages",
+        type=int,
+        metavar="N",
+        help=f"how many to send (default: {MESSAGES}, with --chaos {MESSAGES_CHAOS})",
+    )
     add("--seed", type=int, default=1, metavar="N", help="the same faults for the same N (default: 1)")
-    add("--faults", default=FAULTS, metavar="PLAN", help="what goes wrong, as for `dispatcher dev`")
+    add("--faults", metavar="PLAN", help="what goes wrong, as for `dispatcher dev`")
+    add(
+        "--chaos",
+        action="store_true",
+        help="every fault, a proxy that breaks connections, an upstream killed and restarted all the time",
+    )
+    add(
+        "--deduplication",
+        choices=("auto", "off"),
+        default="auto",
+        help="off: nothing is repeated whose outcome is unknown; as many must fail so as answers were lost",
+    )
     add(
         "--control",
         action="store_true",
@@ -65,66 +112,107 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the demonstration; returns its exit code. Raises `ConfigError`."""
-    if arguments.messages < MESSAGES_MIN:
-        raise ConfigError("messages", arguments.messages, f"allowed are {MESSAGES_MIN} and more")
-    load_plan(arguments.faults)  # a typo is told before anything starts
-    return run_in_loop(_demo(arguments))
+    return run_in_loop(_demo(_show(arguments)))
 
 
-async def _demo(arguments: argparse.Namespace) -> int:
-    token = secrets.token_hex(8)
-    window = 0 if arguments.control else 600
-    async with _upstream(token, arguments.faults, arguments.seed, window) as url:
-        print(f"local upstream with faults at {url}, in its own process")
-        async with UpstreamClient(url, token) as client:
-            await client.create_group(GROUP, SUBSCRIBERS)
-        sent = _messages(arguments.messages)
-        config = Config(token=token, url=url, transport=TransportSettings(attempt_timeout=ATTEMPT_TIMEOUT))
+def _show(arguments: argparse.Namespace) -> Show:
+    """What was asked for; a typo is told before anything starts."""
+    chaos, off = arguments.chaos, arguments.deduplication == "off"
+    number = arguments.messages
+    if number is None:
+        number = MESSAGES_CHAOS if chaos else MESSAGES
+    if number < MESSAGES_MIN:
+        raise ConfigError("messages", number, f"allowed are {MESSAGES_MIN} and more")
+    if off and arguments.control:
+        raise ConfigError("control", "on", "without deduplication nothing is doubled: leave one of the two")
+    faults = arguments.faults
+    if faults is None:
+        faults = FAULTS_CHAOS if chaos else FAULTS
+    load_plan(faults)
+    # Without ids a refused batch is not searched, and its neighbours would fail with the poisoned one.
+    messages = build(number, poison=not off, poison_500=chaos and not off and SENDS_POISON_500)
+    return Show(
+        messages=messages,
+        faults=faults,
+        proxy=PROXY_CHAOS if chaos else None,
+        seed=arguments.seed,
+        window=0.0 if arguments.control else WINDOW,
+        deduplication=arguments.deduplication,
+        producers=PRODUCERS_CHAOS if chaos else PRODUCERS,
+        attempt_timeout=ATTEMPT_TIMEOUT_CHAOS if chaos else ATTEMPT_TIMEOUT,
+    )
+
+
+async def _demo(show: Show) -> int:
+    with tempfile.TemporaryDirectory(prefix="dispatcher-demo-") as directory:
+        state = Path(directory) / "state" if show.proxy is not None else None
+        upstream = Upstream(
+            secrets.token_hex(8), show.faults, seed=show.seed, window=show.window, state=state
+        )
+        await upstream.start()
+        try:
+            async with UpstreamClient(upstream.url, upstream.token) as client:
+                await client.create_group(GROUP, SUBSCRIBERS)
+            facts = await _send(show, upstream)
+            await upstream.count()
+            async with UpstreamClient(upstream.url, upstream.token) as client:
+                rows = await client.accepted()
+        finally:
+            await upstream.stop()
+    facts.accepted, facts.requests = len(rows), upstream.requests
+    facts.faults, facts.kills = upstream.faults, upstream.kills
+    lost = facts.lost_answers if show.deduplication == "off" else 0
+    found = audit(show.messages, rows, answers_lost=lost)
+    print_table(found, show.messages, facts)
+    return print_verdict(found, show.messages)
+
+
+async def _send(show: Show, upstream: Upstream) -> Facts:
+    """Deliver everything under the faults asked for; when it returns, nothing can arrive any more."""
+    async with _proxied(show, upstream) as proxy:
+        config = Config(
+            token=upstream.token,
+            url=upstream.url if proxy is None else proxy.url,
+            deduplication="off" if show.deduplication == "off" else "auto",
+            transport=TransportSettings(attempt_timeout=show.attempt_timeout),
+        )
+        witness = Witness(HTTPTransport(config))
         loop = asyncio.get_running_loop()
-        async with Dispatcher(config, name="demo") as dispatcher:
-            progress = asyncio.create_task(_progress(dispatcher, len(sent)))
-            began = loop.time()
-            await _produce(dispatcher, sent)
+        began = loop.time()
+        async with Dispatcher(config, name="demo", transport=witness) as dispatcher:
+            progress = asyncio.create_task(show_progress(dispatcher, len(show.messages)))
+            await _produce(dispatcher, show.messages, show.producers)
             seconds = loop.time() - began
-            retried = sum(dispatcher.statistics().retried.values())
             progress.cancel()
-        async with UpstreamClient(url, token) as client:
-            summary, rows = await client.summary(), await client.accepted()
-    found = audit(sent, rows)
-    _print_table(found, sent, summary, seconds, retried)
-    return _verdict(found, sent)
+            retried = sum(dispatcher.statistics().retried.values())
+    return Facts(
+        seconds=seconds,
+        retried=retried,
+        lost_answers=witness.lost,
+        proxy=None if proxy is None else proxy.counts,
+    )
 
 
-def _messages(number: int) -> list[Sent]:
-    """URLs, a URL group, FIFO queues, unicode, bytes that are no text, and some poison."""
-    options = Options(retries=3, forward={"X-Demo": "1"})
-    places = [0] * QUEUES
-    sent = []
-    for index in range(number):
-        place = 0
-        kind = index % 20
-        if index % POISON_EVERY == POISON_EVERY // 2:
-            message = Message("https://example.com/poisoned", f"{index} {POISON}")
-        elif index % 400 == 7:
-            message = Message("https://example.com/binary", b"\xff\xfe" + index.to_bytes(4, "big"))
-        elif kind < 6:
-            queue = index % QUEUES
-            place = places[queue]
-            places[queue] += 1
-            message = Message("https://example.com/ordered", f"{index}", queue=f"demo-{queue}")
-        elif kind < 8:
-            message = Message(GROUP, f'{{"event": {index}}}', options=options)
-        elif kind < 10:
-            message = Message("https://example.com/unicode", f"{index} — grüße, 世界, 🎉")
-        else:
-            message = Message(
-                f"https://example.com/hooks/{index % 7}", f'{{"order": {index}}}', options=options
-            )
-        sent.append(Sent(message, place))
-    return sent
+@asynccontextmanager
+async def _proxied(show: Show, upstream: Upstream) -> AsyncIterator[Proxy | None]:
+    """The proxy in front of an upstream that dies all the time; at the end it lives, and the proxy is gone."""
+    print(f"local upstream with faults at {upstream.url}, in its own process", flush=True)
+    if show.proxy is None:
+        yield None
+        return
+    proxy = await Proxy.start(upstream.url, show.proxy, show.seed)
+    print(f"a proxy that breaks connections at {proxy.url}; the upstream is killed all the time", flush=True)
+    enough = asyncio.Event()
+    rng = random.Random(f"{show.seed}:kills")
+    killing = asyncio.create_task(upstream.die_again_and_again(rng, enough))
+    try:
+        yield proxy
+    finally:
+        enough.set()
+        await asyncio.gather(killing, proxy.stop())
 
 
-async def _produce(dispatcher: Dispatcher, sent: list[Sent]) -> None:
+async def _produce(dispatcher: Dispatcher, sent: list[Sent], producers: int) -> None:
     """Every producer takes the next message, sends it, waits for its receipt, and goes on."""
     loop = asyncio.get_running_loop()
     source = iter(sent)
@@ -139,103 +227,5 @@ async def _produce(dispatcher: Dispatcher, sent: list[Sent]) -> None:
             each.seconds = loop.time() - began
 
     async with asyncio.TaskGroup() as group:
-        for _ in range(PRODUCERS):
+        for _ in range(producers):
             group.create_task(produce())
-
-
-async def _progress(dispatcher: Dispatcher, total: int) -> None:
-    if not sys.stderr.isatty():
-        return
-    try:
-        while True:
-            now = dispatcher.statistics()
-            print(
-                f"\r{now.delivered:>8,} of {total:,} delivered, {now.failed} failed, {now.held:>5,} held, "
-                f"{now.batches_in_flight:>2} requests in flight ",
-                end="",
-                file=sys.stderr,
-                flush=True,
-            )
-            await asyncio.sleep(0.1)
-    finally:
-        print("\r" + " " * 78 + "\r", end="", file=sys.stderr, flush=True)
-
-
-# ------------------------------------------------------------------------------------------ the upstream
-
-
-@asynccontextmanager
-async def _upstream(token: str, faults: str, seed: int, window: int) -> AsyncIterator[str]:
-    """`dispatcher dev` in a process of its own; gives its URL."""
-    command = [sys.executable, "-m", "dispatcher", "dev", "--port", "0", "--faults", faults]
-    command += ["--seed", str(seed), "--deduplication-window", str(window)]
-    process = await asyncio.create_subprocess_exec(
-        *command, stdout=asyncio.subprocess.PIPE, env={**os.environ, "QSTASH_TOKEN": token}
-    )
-    try:
-        yield await _url_of(process)
-    finally:
-        if process.returncode is None:
-            process.send_signal(signal.SIGTERM)
-            try:
-                await asyncio.wait_for(process.wait(), STOP_SECONDS)
-            except TimeoutError:
-                process.kill()
-                await process.wait()
-
-
-async def _url_of(process: asyncio.subprocess.Process) -> str:
-    assert process.stdout is not None
-    async for line in process.stdout:
-        if found := re.search(rb"QSTASH_URL=(\S+)", line):
-            return found[1].decode()
-    raise DispatcherError(f"the local upstream did not start (exit code {await process.wait()})")
-
-
-# -------------------------------------------------------------------------------------------- the report
-
-
-def _print_table(
-    found: Audit, sent: list[Sent], summary: dict[str, Any], seconds: float, retried: int
-) -> None:
-    requests = sum(sum(codes.values()) for kind, codes in summary["requests"].items() if kind in _SENDING)
-    latencies = sorted(each.seconds for each in sent)
-    cuts = statistics.quantiles(latencies, n=100)
-    rows: list[tuple[str, str]] = [
-        ("sent", f"{len(sent):,}"),
-        ("accepted upstream", f"{summary['accepted']:,}"),
-        ("delivered", f"{found.delivered:,}"),
-        *((f"rejected ({reason})", f"{number:,}") for reason, number in found.rejected.items()),
-        *((f"failed ({name})", f"{number:,}") for name, number in found.failed.items()),
-        ("lost", f"{found.lost:,}"),
-        ("duplicated", f"{found.duplicated:,}"),
-        ("out of order in a queue", f"{found.out_of_order:,}"),
-        ("receipts of another message", f"{found.misattributed:,}"),
-        ("accepted though reported as failed", f"{found.denied:,}"),
-        ("callers never answered", f"{found.unheard:,}"),
-        ("faults injected", f"{sum(summary['faults'].values()):,}"),
-        ("requests", f"{requests:,}"),
-        ("messages a request", f"{len(sent) / max(1, requests):.1f}"),
-        ("messages sent again", f"{retried:,}"),
-        ("messages a second", f"{len(sent) / seconds:,.0f}"),
-        ("latency p50 / p99", f"{cuts[49] * 1000:,.0f} ms / {cuts[98] * 1000:,.0f} ms"),
-        ("seconds", f"{seconds:.1f}"),
-    ]
-    width = max(len(name) for name, _ in rows)
-    for name, value in rows:
-        print(f"  {name:<{width}}  {value:>18}")
-
-
-_SENDING: Final = frozenset({"batch", "publish", "enqueue"})
-
-
-def _verdict(found: Audit, sent: list[Sent]) -> int:
-    poisoned = sum(1 for each in sent if POISON in str(each.message.body))
-    rejected = sum(found.rejected.values())
-    if found.holds and rejected == poisoned:
-        print(
-            f"every message accounted for: nothing lost, nothing doubled; {poisoned} poisoned ones rejected"
-        )
-        return 0
-    print("the check FAILED: see the counts above that ought to be 0", file=sys.stderr)
-    return 1

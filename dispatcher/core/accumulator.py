@@ -30,13 +30,23 @@ class Accumulator:
     """All lanes of one dispatcher."""
 
     __slots__ = (
-        *("_alone", "_default", "_heads", "_lanes", "_max_bytes", "_max_messages", "_quantum", "_ring"),
-        *("_ticks", "sendable_bytes", "sendable_messages", "waiting_bytes", "waiting_messages"),
+        *(
+            "_alone",
+            "_default",
+            "_heads",
+            "_lanes",
+            "_quantum",
+            "_ring",
+            "_ticks",
+            "max_bytes",
+            "max_messages",
+        ),
+        *("sendable_bytes", "sendable_messages", "waiting_bytes", "waiting_messages"),
     )
 
     def __init__(self, max_messages: int, max_bytes: int, quantum_bytes: int) -> None:
-        self._max_messages = max_messages
-        self._max_bytes = max_bytes
+        self.max_messages = max_messages
+        self.max_bytes = max_bytes
         self._quantum = quantum_bytes
         self._default = Lane(None, False, deque())
         self._alone = Lane(None, False, deque())
@@ -155,7 +165,7 @@ class Accumulator:
         touched: dict[int, tuple[Lane, int]] = {}
         aside: list[Lane] = []
         is_full = False
-        while ring and not is_full and len(aside) < self._max_messages:
+        while ring and not is_full and len(aside) < self.max_messages:
             lane = ring[0]
             if lane.count == 0 or lane.is_muted:
                 ring.popleft()
@@ -195,7 +205,7 @@ class Accumulator:
     def _take_from(self, lane: Lane, entries: list[Entry], size: int) -> tuple[int, bool]:
         """Move entries of one lane into the batch until its turn, its entries or the batch ends."""
         waiting = lane.waiting
-        space = self._max_bytes - 2  # the brackets; each entry costs its comma, too
+        space = self.max_bytes - 2  # the brackets; each entry costs its comma, too
         taken = taken_bytes = 0
         is_full = False
         while waiting and lane.deficit > 0:
@@ -215,7 +225,7 @@ class Accumulator:
             taken += 1
             taken_bytes += cost
             lane.deficit -= cost if entry.single is None else max(cost, self._quantum)  # a whole request
-            if entry.single is not None or len(entries) == self._max_messages or size >= space:
+            if entry.single is not None or len(entries) == self.max_messages or size >= space:
                 is_full = True
                 break
         self._remove(lane, taken, taken_bytes)

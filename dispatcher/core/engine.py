@@ -25,12 +25,14 @@ from dispatcher.core.batch import (
     Rng,
     Step,
 )
+from dispatcher.core.ceiling import Ceiling
 from dispatcher.core.gate import Gate
 from dispatcher.core.limit import FixedLimit, Limit
 from dispatcher.core.retry import Backoffs, Group
 from dispatcher.core.room import Room
 from dispatcher.core.settlement import apply_answer, fail_parked
 from dispatcher.core.tally import Tally, add
+from dispatcher.errors import DeadlineExceeded
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -63,6 +65,7 @@ class Engine:
             config.queue.max_messages, config.queue.max_bytes, config.queue.resume_below
         )
         batch = config.batch
+        self.ceiling = Ceiling(batch.max_messages, batch.max_bytes)
         self.lanes = Accumulator(batch.max_messages, batch.max_bytes, batch.quantum_bytes)
         self.backoffs = Backoffs()
         self.isolations: list[Isolation] = []
@@ -181,9 +184,9 @@ class Engine:
         sendable = lanes.sendable_messages
         if sendable == 0:
             return None
-        if sendable >= batch.max_messages:
+        if sendable >= lanes.max_messages:
             return "messages"
-        if lanes.sendable_bytes + sendable + 1 >= batch.max_bytes:
+        if lanes.sendable_bytes + sendable + 1 >= lanes.max_bytes:
             return "bytes"
         if self.is_draining:
             return "drain"
@@ -217,8 +220,16 @@ class Engine:
             if entries is not None:
                 return _probe(isolation, entries)
             self.isolations.remove(isolation)
+            if isolation.is_of_size and not isolation.has_culprit:
+                self.ceiling.on_too_large(*isolation.size, isolation.largest_passed)
+                self.heed_ceiling()
             return self._next_probe()
         return None
+
+    def heed_ceiling(self) -> None:
+        """Batches are as large as the service is known to take."""
+        self.lanes.max_messages = self.ceiling.max_messages
+        self.lanes.max_bytes = self.ceiling.max_bytes
 
     def _start(self, batch: Batch, now: float) -> None:
         entries = batch.entries
@@ -266,7 +277,9 @@ class Engine:
         for entry in list(self.held()):
             held += 1
             if entry.deadline <= now:
-                self.settle(entry, failures.expired(entry, now), "deadline_exceeded")
+                outcome = failures.expired(entry, now)
+                is_late = isinstance(outcome, DeadlineExceeded)
+                self.settle(entry, outcome, "deadline_exceeded" if is_late else "unknown")
             elif entry.deadline < earliest:
                 earliest = entry.deadline
         for batch in self.out.values():

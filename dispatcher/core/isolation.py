@@ -48,11 +48,24 @@ class Isolation:
         is_whole: False if some entry of the refused request is gone (it may have been the culprit).
         infers: A part that passes proves that the culprit is in the rest (not so for sizes and quotas).
         text: The service's words.
+        is_of_size: The refusal was about a size or a count, which may be the batch's own.
     """
 
-    __slots__ = ("_alone", "_infers", "_pending", "_probe", "_singly_from")
+    __slots__ = (
+        *("_alone", "_infers", "_pending", "_probe", "_singly_from"),
+        *("has_culprit", "is_of_size", "largest_passed", "size"),
+    )
 
-    def __init__(self, entries: list[Entry], *, is_whole: bool, infers: bool, text: str) -> None:
+    def __init__(
+        self, entries: list[Entry], *, is_whole: bool, infers: bool, text: str, is_of_size: bool = False
+    ) -> None:
+        self.size = _size(entries)
+        """Messages and bytes of the refused batch."""
+        self.largest_passed = (0, 0)
+        """Messages and bytes of the largest part that passed."""
+        self.is_of_size = is_of_size
+        self.has_culprit = False
+        """Some message was refused alone."""
         self._pending: list[Segment] = []  # a stack: the next to probe is last
         self._probe: Segment | None = None
         self._alone = 0
@@ -86,6 +99,7 @@ class Isolation:
     def on_accepted(self) -> None:
         """The probe passed."""
         segment = self._end_probe()
+        self.largest_passed = max(self.largest_passed, _size(segment.entries))
         if segment.twin is not None:
             segment.twin.is_bad = True
 
@@ -95,6 +109,7 @@ class Isolation:
         self._infers = infers
         if len(segment.entries) == 1:
             self._alone += 1
+            self.has_culprit = True
             return segment.entries[0]
         self._pending.append(Segment(segment.entries, is_bad=True))
         return None
@@ -155,6 +170,10 @@ class Isolation:
             rest = Segment(before + after)
             stack = [rest, Segment([named], twin=rest if is_whole else None)]
         self._pending.extend(segment for segment in stack if segment.entries)
+
+
+def _size(entries: list[Entry]) -> tuple[int, int]:
+    return len(entries), sum(len(entry.data) for entry in entries)
 
 
 def _holds(entries: list[Entry], lane: Lane) -> bool:

@@ -52,6 +52,8 @@ class Ruling(Struct, frozen=True):
     """Short name for metrics and logs, such as `throttled`."""
     infers: bool = False
     """A half that passes proves that the culprit is in the other (false for quotas and sizes)."""
+    is_of_size: bool = False
+    """The batch itself may be too large, and none of its messages to blame."""
     is_throttle: bool = False
     may_be_systemic: bool = False
     """One message's fault or the URL's: three refused alone with nothing accepted decide."""
@@ -60,7 +62,7 @@ class Ruling(Struct, frozen=True):
 _DELIVERED: Final = Ruling(Verdict.DELIVERED, "accepted", "ok", "accepted")
 _INVALID: Final = Ruling(Verdict.SPLIT, "not_accepted", "neutral", "invalid", infers=True)
 _FORBIDDEN: Final = Ruling(Verdict.SPLIT, "not_accepted", "neutral", "forbidden", may_be_systemic=True)
-_TOO_LARGE: Final = Ruling(Verdict.SPLIT, "not_accepted", "neutral", "too_large")
+_TOO_LARGE: Final = Ruling(Verdict.SPLIT, "not_accepted", "neutral", "too_large", is_of_size=True)
 _TOKEN: Final = Ruling(Verdict.HALT, "not_accepted", "neutral", "token_refused")
 _REDIRECT: Final = Ruling(Verdict.HALT, "not_accepted", "neutral", "redirected")
 _THROTTLED: Final = Ruling(Verdict.RETRY, "not_accepted", "overload", "throttled", is_throttle=True)

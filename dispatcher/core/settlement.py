@@ -117,6 +117,9 @@ def _deliver(engine: Engine, batch: Batch, outcomes: Sequence[Outcome], now: flo
             failed.append((entry, outcome))
     if delivered:
         engine.gate.on_accepted()
+        if engine.ceiling.is_lowered and batch.single is None:
+            engine.ceiling.on_accepted(len(batch.entries), batch.size_bytes)
+            engine.heed_ceiling()
         _settle_delivered(engine, batch, delivered, now)
     if batch.isolation is not None:
         batch.isolation.on_accepted()
@@ -326,7 +329,9 @@ def _split(engine: Engine, batch: Batch, live: list[Entry], ruling: Ruling, repl
         _shift(engine, safe, IN_FLIGHT, ISOLATED)
         engine.tally.isolations += 1
         whole = len(safe) == len(batch.entries)
-        engine.isolations.append(Isolation(safe, is_whole=whole, infers=ruling.infers, text=words))
+        engine.isolations.append(
+            Isolation(safe, is_whole=whole, infers=ruling.infers, text=words, is_of_size=ruling.is_of_size)
+        )
 
 
 def _reject(engine: Engine, entry: Entry, ruling: Ruling, reply: Reply, now: float) -> None:

@@ -200,7 +200,7 @@ class Injector:
             latency,
             _headers(kind, rates.durations, now),
             self._positions(rates.items.get("error_entry", 0.0), items),
-            self._positions(rates.items.get("error_entry_unqueued", 0.0), items),
+            self._positions(rates.items.get("error_unqueued", 0.0), items),
             self._positions(rates.items.get("error_endpoint", 0.0), items),
             rates.durations["drip_over"] if kind is FaultKind.DRIP else 0.0,
         )

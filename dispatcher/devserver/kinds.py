@@ -79,7 +79,7 @@ MARKERS: Final = (FaultKind.POISON_400.value, FaultKind.POISON_500.value)
 REQUEST_RATES: Final = tuple(k.value for k in FaultKind if k is not FaultKind.NONE and k.value not in MARKERS)
 ITEM_RATES: Final = {
     "error_entry": 'an item is not accepted; its entry is `{"error": …}`, its neighbours are accepted',
-    "error_entry_unqueued": "the same, sparing messages of queues (an error entry breaks their order)",
+    "error_unqueued": "the same, sparing messages of queues (an error entry breaks their order)",
     "error_endpoint": "a URL group's last endpoint is not served and carries the error, the others are",
 }
 DURATIONS: Final = {"burst_reset": 1.0, "daily_reset": 3600.0, "retry_after": 1.0, "drip_over": 1.0}
@@ -95,7 +95,7 @@ class Fault(Struct, frozen=True, gc=False):
     headers: tuple[tuple[str, str], ...] = ()
     error_entries: tuple[int, ...] = ()
     """Positions of the items that are not accepted."""
-    error_entries_unqueued: tuple[int, ...] = ()
+    errors_unqueued: tuple[int, ...] = ()
     """The same, where the item is not of a queue."""
     error_endpoints: tuple[int, ...] = ()
     """Positions where, if it is a URL group's, the last endpoint is not served."""

@@ -155,7 +155,7 @@ class FaultyUpstream:
     ) -> tuple[list[Entry | list[Entry]], int]:
         before = len(self.upstream.ledger)
         if call.is_batch:
-            spared = tuple(place for place in fault.error_entries_unqueued if not items[place].queue)
+            spared = tuple(place for place in fault.errors_unqueued if not items[place].queue)
             failing = fault.error_entries + spared
             entries = self.upstream.accept_batch(
                 items, now, failing=failing, failing_endpoints=fault.error_endpoints
