@@ -30,7 +30,7 @@ _PREFIXES: Final = ("Upstash-Forward-", "Upstash-Callback-", "Upstash-Failure-Ca
 
 _NOT_TOKEN: Final = re.compile(r"[^!#$%&'*+\-.^_`|~0-9A-Za-z]")
 _ITEM_HEADER: Final = re.compile(r"(?i:content-type|upstash-[!#$%&'*+\-.^_`|~0-9a-z]+)", re.ASCII)
-_BAD_IN_VALUE: Final = re.compile(r"[\r\n\x00\ud800-\udfff]")
+_BAD_IN_VALUE: Final = re.compile(r"[\x00-\x08\x0a-\x1f\x7f\ud800-\udfff]")
 _INVISIBLE: Final = r"\s\x00-\x1f\x7f-\x9f\ud800-\udfff"  # white space, controls, and what UTF-8 cannot carry
 _BAD_IN_ID: Final = re.compile(f"[:{_INVISIBLE}]")
 _BAD_IN_QUEUE: Final = re.compile(f"[/{_INVISIBLE}]")

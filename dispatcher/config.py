@@ -11,18 +11,19 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn
 from urllib.parse import urlsplit
 
 from dispatcher import settings as _settings
 from dispatcher import sources
-from dispatcher.errors import ConfigError
+from dispatcher.checks import check_queue
+from dispatcher.errors import ConfigError, MessageInvalid
 from dispatcher.settings import MASK, Setting, check_fields, setting, settings_of
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Mapping
     from pathlib import Path
 
 _MEBIBYTE: Final = 1_048_576
@@ -76,7 +77,7 @@ class BatchSettings(_Section):
     )
     max_message_bytes: int = setting(
         _MEBIBYTE,
-        meaning="Encoded size of one message at most.",
+        meaning="Bytes of one message's body at most.",
         unit="bytes",
         minimum=1,
         maximum=64 * _MEBIBYTE,
@@ -192,13 +193,31 @@ class TransportSettings(_Section):
         64 * _MEBIBYTE, meaning="A longer reply is not read to its end.", unit="bytes", minimum=1
     )
     trust_env: bool = setting(
-        False, meaning="Take proxy settings (`HTTPS_PROXY` and the like, `.netrc`) from the environment."
+        False, meaning="Take a proxy from the environment (`HTTPS_PROXY`, `HTTP_PROXY`, `NO_PROXY`)."
     )
     ca_file: str | None = setting(
         None,
         meaning="PEM file of the certificate authorities to trust instead of the system's.",
         advice="For a proxy that opens TLS.",
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Queue:
+    """How the messages of one upstream FIFO queue are treated."""
+
+    strict: bool = setting(
+        False,
+        meaning="One message in flight at a time.",
+        advice="Then order holds even where the service refuses one message of a batch and takes later ones.",
+    )
+    on_failure: Literal["continue", "stop"] = setting(
+        "continue",
+        meaning="What follows a message that failed: the next one, or nothing until `resume(queue)`.",
+    )
+
+    def __post_init__(self) -> None:
+        check_fields(self, "queues.NAME.")
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -245,6 +264,8 @@ class Config:
     retry: RetrySettings = field(default_factory=RetrySettings)
     limit: LimitSettings = field(default_factory=LimitSettings)
     transport: TransportSettings = field(default_factory=TransportSettings)
+    queues: Mapping[str, Queue] = field(default_factory=dict, hash=False)
+    """By the upstream queue's name; a queue without an entry has the defaults."""
 
     def __post_init__(self) -> None:
         check_fields(self, "")
@@ -252,6 +273,7 @@ class Config:
             if not isinstance(getattr(self, name), kind):
                 got = type(getattr(self, name)).__name__
                 raise ConfigError(name, got, f"allowed is a {kind.__name__} (`Config.load` takes mappings)")
+        object.__setattr__(self, "queues", _checked_queues(self.queues))
         _check_token(self.token)
         object.__setattr__(self, "url", _checked_url(self.url))
         if self.batch.max_message_bytes > self.queue.max_bytes:
@@ -265,6 +287,7 @@ class Config:
             for one in settings()
             if (value := _value(self, one.path)) != one.default
         ]
+        shown += [f"queues.{name}={queue}" for name, queue in self.queues.items()]
         return f"<Config {' '.join(shown)}>"
 
     @classmethod
@@ -301,6 +324,7 @@ _SECTIONS: Final[Mapping[str, type]] = {
     "limit": LimitSettings,
     "transport": TransportSettings,
 }
+_QUEUE_FIELDS: Final = frozenset({"strict", "on_failure"})
 _BASE_URL_MISTAKE: Final = re.compile(r"/v2(/(publish|batch|enqueue)(/.*)?)?$")
 
 
@@ -311,7 +335,7 @@ def settings() -> list[Setting]:
 
 def settings_table() -> str:
     """The table in the README."""
-    return _settings.table(settings())
+    return _settings.table([*settings(), *settings_of(Queue, "queues.NAME.")])
 
 
 def add_settings_arguments(parser: argparse.ArgumentParser) -> None:
@@ -322,6 +346,34 @@ def add_settings_arguments(parser: argparse.ArgumentParser) -> None:
 def overrides_from(arguments: argparse.Namespace) -> dict[str, Any]:
     """What those flags said, as keywords for `Config.load`."""
     return _settings.given(arguments)
+
+
+def _checked_queues(queues: Any) -> dict[str, Queue]:
+    """Each queue's settings, from a `Queue` or a mapping of its fields.
+
+    Raises:
+        ConfigError: A queue's name or a setting of it is wrong.
+    """
+    if not isinstance(queues, Mapping):
+        raise ConfigError(sources.QUEUES, type(queues).__name__, "allowed is a mapping from a queue's name")
+    checked = {}
+    for name, value in queues.items():
+        where = f"{sources.QUEUES}.{name}"
+        try:
+            check_queue(name)
+        except MessageInvalid as error:
+            raise ConfigError(sources.QUEUES, name, str(error)) from None
+        if isinstance(value, Queue):
+            checked[name] = value
+        elif isinstance(value, Mapping) and set(value) <= _QUEUE_FIELDS:
+            try:
+                checked[name] = Queue(**value)
+            except ConfigError as error:
+                raise ConfigError(error.field.replace("NAME", name), error.value, error.allowed) from None
+        else:
+            given = ", ".join(map(str, value)) if isinstance(value, Mapping) else type(value).__name__
+            raise ConfigError(where, given, f"allowed are {', '.join(sorted(_QUEUE_FIELDS))}")
+    return checked
 
 
 def _check_token(token: str) -> None:
@@ -352,7 +404,8 @@ def _checked_url(url: str) -> str:
 def _refuse_url(url: str, wanted: str) -> NoReturn:
     scheme, separator, rest = re.split(r"[?#]", url, maxsplit=1)[0].rpartition("://")
     shown = scheme.rpartition("@")[2] + separator + rest.rpartition("@")[2]
-    raise ConfigError("url", shown, f"wanted is {wanted}")
+    # Without a scheme it may be anything, a token in the wrong variable even.
+    raise ConfigError("url", shown if separator else MASK, f"wanted is {wanted}")
 
 
 def _value(config: Config, path: str) -> Any:

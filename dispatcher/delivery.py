@@ -31,6 +31,7 @@ class Delivery(Entry, eq=False):
     waiters: Waiter | list[Waiter] | None = None
     is_claimed: bool = False
     """Someone will look at the outcome: a failure is not reported as unawaited."""
+    is_withdrawn: bool = False
     take_back: Callable[[Entry], bool] | None = None
 
     def __await__(self) -> Generator[Any, None, Receipt]:

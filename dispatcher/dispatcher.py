@@ -8,6 +8,8 @@ to the pump's own supervisor task.
 from __future__ import annotations
 
 import asyncio
+import inspect
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from dispatcher.config import Config
@@ -15,6 +17,7 @@ from dispatcher.core.wire import Encoder
 from dispatcher.delivery import Delivery
 from dispatcher.errors import (
     AdmissionError,
+    ConfigError,
     DeliveryError,
     DispatcherClosed,
     DispatcherError,
@@ -24,9 +27,9 @@ from dispatcher.errors import (
 )
 from dispatcher.identity import id_source, unwatch, watch
 from dispatcher.message import Message, Receipt
-from dispatcher.pump import Pump
+from dispatcher.pump import Pump, TokenProvider
 from dispatcher.statistics import DrainReport, Statistics, snapshot
-from dispatcher.streams import send_many, stream
+from dispatcher.streams import Intake, send_many, stream
 from dispatcher.transport import HTTPTransport, Transport
 
 if TYPE_CHECKING:
@@ -44,6 +47,7 @@ REFUSAL_WORDS: Final[dict[type[AdmissionError], str]] = {
     DispatcherClosed: "closed",
 }
 _NOT_STARTED: Final = "the dispatcher is not started: use `async with Dispatcher(…)` or `await start()`"
+_STARTING: Final = "the dispatcher is being opened"
 _CLOSED: Final = "the dispatcher is closed"
 _FORKED: Final = (
     "this process was forked after the dispatcher was opened; open one in the child "
@@ -59,6 +63,8 @@ class Dispatcher:
         name: Tells dispatchers of one process apart in logs and metrics.
         transport: Something else than HTTP, such as a `dispatcher.testing.ScriptedTransport`.
         on_failure: Called once a batch, in the loop, with the errors nobody awaited. Must not block.
+        token_provider: A function or coroutine function that gives the token to use; asked when the service
+            refuses the one in use, every few seconds until it gives another.
     """
 
     def __init__(
@@ -68,12 +74,18 @@ class Dispatcher:
         name: str = "default",
         transport: Transport | None = None,
         on_failure: Callable[[list[DeliveryError]], None] | None = None,
+        token_provider: TokenProvider | None = None,
     ) -> None:
+        if inspect.iscoroutinefunction(on_failure):
+            allowed = "allowed is a plain function; it may create a task"
+            raise ConfigError("on_failure", on_failure.__name__, allowed)
         self.config = Config.load() if config is None else config
         self.name = name
         way: Transport = HTTPTransport(self.config) if transport is None else transport
-        self._pump = Pump(self.config, way, name, on_failure)
+        self._pump = Pump(self.config, way, name, on_failure, token_provider)
         self._engine = self._pump.engine
+        self._intake = Intake(self._make, self._admit, self._wait_for_room, self.config.batch.max_messages)
+        self._take_back = self._pump.withdraw  # bound once, not for each message
         self._refusal: str | None = _NOT_STARTED
         """Why messages are not admitted now."""
         self._is_started = False
@@ -95,16 +107,23 @@ class Dispatcher:
         """
         if self._refusal != _NOT_STARTED:
             raise DispatcherClosed("a dispatcher is opened once; make another one")
+        self._refusal = _STARTING
         try:
             asyncio.get_running_loop()
         except RuntimeError:
+            self._refusal = _NOT_STARTED
             raise DispatcherClosed("the dispatcher needs a running asyncio loop (trio has none)") from None
         self._encoder = Encoder(
             id_source(),
             draws_ids=self.config.deduplication == "auto",
             max_message_bytes=self.config.batch.max_message_bytes,
         )
-        await self._pump.start()
+        try:
+            await self._pump.start()
+        except BaseException as error:
+            # A transport that could not be opened may be tried again; a cancelled opening was ended half-way.
+            self._refusal = _NOT_STARTED if isinstance(error, Exception) else _CLOSED
+            raise
         self._is_started = True
         self._refusal = None
         watch(self)
@@ -116,9 +135,11 @@ class Dispatcher:
         """
         if self._refusal == _FORKED:
             raise DispatcherClosed(_FORKED)
-        self._refusal = _CLOSED
         if not self._is_started:
+            self._refusal = _CLOSED
             return DrainReport()
+        self._pump.check_place()
+        self._refusal = _CLOSED
         drained = await self._pump.drain()
         unwatch(self)
         return drained
@@ -191,22 +212,43 @@ class Dispatcher:
         self, messages: Iterable[Message] | AsyncIterable[Message]
     ) -> list[Receipt | DispatcherError]:
         """Send all of them; what became of each, in their order. Raises only what the iterable raises."""
-        return await send_many(self, messages)
+        return await send_many(self._intake, messages)
 
     def stream(
         self, messages: Iterable[Message] | AsyncIterable[Message], *, window: int = 10_000
     ) -> AsyncIterator[Receipt | DispatcherError]:
         """The same for any number in bounded memory: outcomes in order, at most `window` unread ones."""
-        return stream(self, messages, window)
+        return stream(self._intake, messages, window)
 
     async def flush(self) -> None:
         """Send what was handed in so far without waiting for company; returns when all of it has settled."""
         self._check_open()
         await self._pump.flush()
 
+    def set_token(self, token: str) -> None:
+        """Use another token from the next request on; everything that the old one halted is tried at once.
+
+        Raises:
+            ConfigError: It is empty, or has white space in it.
+            DispatcherClosed: The dispatcher is not open.
+        """
+        self._check_open()
+        self._pump.set_token(replace(self.config, token=token).token)
+
+    def resume(self, queue: str) -> bool:
+        """Let a queue go on that stopped at a failed message (`Queue(on_failure="stop")`).
+
+        Returns false if it is not stopped.
+        """
+        self._check_open()
+        resumed = self._engine.resume(queue)
+        if resumed:
+            self._pump.schedule()
+        return resumed
+
     def statistics(self) -> Statistics:
         """A frozen snapshot."""
-        return snapshot(self._engine, self._state)
+        return snapshot(self._engine, self._state, self._pump.now() if self._is_started else 0.0)
 
     @property
     def engine(self) -> Engine:
@@ -221,9 +263,9 @@ class Dispatcher:
     @property
     def _state(self) -> str:
         if self._why_not() is None:
-            return "open" if self._engine.gate.refusal is None else "refused"
+            return self._engine.gate.state
         if not self._is_started:
-            return "new" if self._refusal == _NOT_STARTED else "closed"
+            return "new" if self._refusal in {_NOT_STARTED, _STARTING} else "closed"
         return "closed" if self._refusal == _FORKED or self._pump.has_ended else "draining"
 
     def _why_not(self) -> str | None:
@@ -234,6 +276,7 @@ class Dispatcher:
         why_not = self._why_not()
         if why_not is not None:
             raise DispatcherClosed(why_not)
+        self._pump.check_place()
 
     def _admit(self, delivery: Delivery) -> bool:
         """Take it in; false if there is no room."""
@@ -252,7 +295,7 @@ class Dispatcher:
             within = message.deliver_within
             within = self.config.deliver_within if within is None else _checked_duration(within)
             if len(encoded.data) > self._engine.room.max_bytes:
-                raise MessageTooLarge(len(encoded.data), self._engine.room.max_bytes)
+                raise MessageTooLarge(len(encoded.data), self._engine.room.max_bytes, "queue.max_bytes")
         except AdmissionError as error:
             raise self._refused(error) from None
         pump = self._pump
@@ -269,7 +312,7 @@ class Dispatcher:
             now,
             now + within,
             encoded.single,
-            take_back=pump.withdraw,
+            take_back=self._take_back,
         )
 
     def _refused(self, error: AdmissionError) -> AdmissionError:
@@ -286,7 +329,7 @@ class Dispatcher:
         try:
             await granted
         except asyncio.CancelledError:
-            if not granted.cancelled() and granted.done():
+            if delivery.lane is not None:
                 delivery.withdraw()  # admitted in the same turn in which its caller was cancelled
             else:
                 self._leave_line(ticket, delivery)

@@ -64,13 +64,20 @@ def _revive(kind: type[DispatcherError], args: tuple[Any, ...], state: dict[str,
 
 
 class ConfigError(DispatcherError, ValueError):
-    """A setting is wrong; the text says which, what it was, and what would be right."""
+    """A setting is wrong; the text says which, what it was, and what would be right.
 
-    def __init__(self, field: str, value: object, allowed: str) -> None:
+    Args:
+        field: The setting's dotted name, or the name that was given in its place.
+        value: What it was; `None` where there is none, or none to be shown.
+        allowed: What would be right.
+        problem: What is wrong, where it is not the value: that it is missing, unknown, taken.
+    """
+
+    def __init__(self, field: str, value: object, allowed: str, *, problem: str | None = None) -> None:
         self.field = field
         self.value = value
         self.allowed = allowed
-        super().__init__(f"{field}: {value!r} is not allowed; {allowed}")
+        super().__init__(f"{field}: {problem or f'{value!r} is not allowed'}; {allowed}")
 
 
 class AdmissionError(DispatcherError):
@@ -98,10 +105,10 @@ class MessageInvalid(AdmissionError, ValueError):  # noqa: N818
 class MessageTooLarge(AdmissionError):  # noqa: N818
     """The message is above the size the configuration allows."""
 
-    def __init__(self, size: int, limit: int) -> None:
+    def __init__(self, size: int, limit: int, setting: str = "batch.max_message_bytes") -> None:
         self.size = size
         self.limit = limit
-        super().__init__(f"the message has {size} bytes, the limit is {limit} (`batch.max_message_bytes`)")
+        super().__init__(f"the message has {size} bytes, the limit is {limit} (`{setting}`)")
 
 
 class DispatcherClosed(AdmissionError):  # noqa: N818

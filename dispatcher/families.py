@@ -10,8 +10,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 from dispatcher.core.batch import SETTLED, STATES
+from dispatcher.core.gate import GATE_STATES
 from dispatcher.core.retry import FAILURES
-from dispatcher.core.tally import CAUSES, OUTCOMES, REASONS, REFUSALS, STAGES, Histogram
+from dispatcher.core.tally import CAUSES, OUTCOMES, PAUSES, REASONS, REFUSALS, STAGES, Histogram
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -122,6 +123,20 @@ FAMILIES: Final = (
         lambda d: d.engine.tally.isolations,
     ),
     Family(
+        "dispatcher_halvings_total",
+        "counter",
+        "Times that messages which failed together again and again were sent apart.",
+        lambda d: d.engine.tally.halvings,
+    ),
+    Family(
+        "dispatcher_pauses_total",
+        "counter",
+        "Replies that asked to wait, by what for: too fast (throttle) or the daily quota (quota).",
+        lambda d: d.engine.tally.pauses,
+        "kind",
+        PAUSES,
+    ),
+    Family(
         "dispatcher_order_violations_total",
         "counter",
         "Messages of a FIFO queue that the service refused while it took later ones of the same batch.",
@@ -190,10 +205,19 @@ FAMILIES: Final = (
         lambda d: d.engine.limit.value,
     ),
     Family(
-        "dispatcher_upstream_refusing",
+        "dispatcher_gate",
         "gauge",
-        "1 while the upstream refuses the token or the URL, else 0.",
-        lambda d: d.engine.gate.refusal is not None,
+        "1 for the gate's state, 0 for the others: open; throttled or quota while the service asked to wait; "
+        "halted while it refuses the token or URL; refused if it did so at first contact.",
+        lambda d: {d.engine.gate.state: 1},
+        "state",
+        GATE_STATES,
+    ),
+    Family(
+        "dispatcher_stopped_queues",
+        "gauge",
+        "Queues that stopped at a failed message and wait to be resumed.",
+        lambda d: len(d.engine.lanes.stopped),
     ),
     Family(
         "dispatcher_request_duration_seconds",

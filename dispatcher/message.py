@@ -26,9 +26,11 @@ def public_destination(destination: object) -> str:
         return f"<{type(destination).__name__}>"
     bare = destination.split("#", 1)[0].split("?", 1)[0]
     scheme, separator, rest = bare.partition("://")
-    if separator:
+    if separator and scheme.isalpha():
         authority, slash, path = rest.partition("/")
         bare = f"{scheme}://{authority.rpartition('@')[2]}{slash}{path}"
+    else:
+        bare = bare.rpartition("@")[2]  # a mistyped URL may hold a password anywhere before it
     return bare if len(bare) <= REPR_DESTINATION_CHARACTERS else bare[:REPR_DESTINATION_CHARACTERS] + "…"
 
 
@@ -42,7 +44,7 @@ class Message(_Positional, kw_only=True, gc=False, eq=False):
 
     Args:
         destination: A URL with its scheme, a URL group's name, or a provider route such as `api/llm`.
-        body: Text, or bytes; bytes that are not UTF-8 travel alone (PROTOCOL: a batch carries only text).
+        body: Text, or bytes; bytes that are not UTF-8 travel alone: a batch carries only text.
         json: Any value orjson can write, instead of `body`; sets `Content-Type: application/json` unless
             given; `None` sends `null`.
         options: Delivery options, compiled once and reused.

@@ -13,6 +13,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 import anyio
@@ -20,15 +23,26 @@ import anyio
 from dispatcher.core.batch import Failure, Reply
 from dispatcher.core.engine import Engine
 from dispatcher.delivery import Delivery
-from dispatcher.errors import DeliveryError
+from dispatcher.errors import ConfigError, DeliveryError, DispatcherClosed
 from dispatcher.statistics import DrainReport, report
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from dispatcher.config import Config
     from dispatcher.core.batch import Batch, Entry
     from dispatcher.transport import Transport
+
+TokenProvider = Callable[[], str | Awaitable[str]]
+"""Gives the token to use: a function, or a coroutine function."""
+SLEEP_MIN: Final = 1.0
+"""Seconds that the wall clock must gain at once to count as a suspension, not as its adjustment."""
+TOKEN_STATUSES: Final = (401, 403)
+TOKEN_SECONDS: Final = 5.0
+"""Between two calls of a token provider, while the token is refused."""
+WRONG_THREAD: Final = (
+    "the dispatcher was used from a thread without its loop; "
+    "`loop.call_soon_threadsafe` or `asyncio.run_coroutine_threadsafe` hand work over"
+)
+WRONG_LOOP: Final = "the dispatcher was opened in another event loop; open one in each loop"
 
 logger: Final = logging.getLogger("dispatcher")
 
@@ -39,6 +53,7 @@ class Pump:
     Args:
         name: The dispatcher's, for the log.
         on_failure: Called once a batch with the errors nobody awaited.
+        token_provider: Asked for a token when the service refuses the one in use.
     """
 
     def __init__(
@@ -47,6 +62,7 @@ class Pump:
         transport: Transport,
         name: str,
         on_failure: Callable[[list[DeliveryError]], None] | None,
+        token_provider: TokenProvider | None = None,
     ) -> None:
         self.engine = Engine(config, random.Random())
         self.transport = transport
@@ -60,11 +76,15 @@ class Pump:
         self._config = config
         self._name = name
         self._on_failure = on_failure
+        self._token_provider = token_provider
+        self._token = config.token
+        self._renewal: asyncio.Task[None] | None = None
+        self._gate_state = "open"
         self._timer: asyncio.Handle | None = None
         self._timer_at = 0.0
         """When it fires; uvloop's handle for an instant that has passed does not say."""
         self._flushes: list[tuple[int, asyncio.Future[None]]] = []
-        self._drained: list[Entry] | None = None
+        self._drained: list[Delivery] | None = None
         self._supervisor: asyncio.Task[None] | None = None
         self._is_connected = True
 
@@ -73,12 +93,19 @@ class Pump:
     async def start(self) -> None:
         """Open the transport, and start the supervisor in the running loop."""
         self._loop = asyncio.get_running_loop()
+        self._clock_offset = time.time() - self._loop.time()
         self._closing = anyio.Event()
         self._is_empty = anyio.Event()
         await self.transport.start()
         opened: asyncio.Future[None] = self._loop.create_future()
         self._supervisor = self._loop.create_task(self._run(opened), name=f"dispatcher {self._name}")
-        await opened
+        try:
+            await opened
+        except asyncio.CancelledError:
+            self._supervisor.cancel()
+            with anyio.CancelScope(shield=True):
+                await asyncio.wait([self._supervisor])
+            raise
 
     async def drain(self) -> DrainReport:
         """Deliver what is held within the drain's deadline and end; not cut short by a cancelled caller."""
@@ -101,7 +128,8 @@ class Pump:
         began = self._loop.time()
         try:
             async with anyio.create_task_group() as self._tasks:
-                opened.set_result(None)
+                if not opened.done():
+                    opened.set_result(None)
                 await self._closing.wait()
                 began = self._loop.time()
                 self._drained = []
@@ -127,8 +155,9 @@ class Pump:
         settled, self.engine.settled = self.engine.settled, []
         self._settle(settled)
         self._finish_flushes()
-        if self._timer is not None:
-            self._timer.cancel()
+        for each in (self._timer, self._renewal):
+            if each is not None:
+                each.cancel()
         self.report = report(self._drained, self._loop.time() - began)
         if self.report.failures:
             logger.warning("dispatcher %s closed with undelivered messages: %r", self._name, self.report)
@@ -160,9 +189,29 @@ class Pump:
         taken_back = self.engine.withdraw(entry)
         if taken_back:
             assert isinstance(entry, Delivery)
-            entry.is_claimed = True  # its producer knows
+            entry.is_claimed = entry.is_withdrawn = True  # its producer knows
             self.schedule()
         return taken_back
+
+    def set_token(self, token: str) -> None:
+        """Use another token from the next request on; what the old one halted is tried at once."""
+        self._token = token
+        self.transport.set_token(token)
+        self.engine.unhalt()
+        self.schedule()
+
+    def check_place(self) -> None:
+        """Refuse to be used from another thread or loop: nothing here is locked.
+
+        Raises:
+            DispatcherClosed: With the cure.
+        """
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            loop = None
+        if loop is not self._loop:
+            raise DispatcherClosed(WRONG_THREAD if loop is None else WRONG_LOOP)
 
     def dismiss_waiters(self) -> None:
         """Closing: whoever waits for room is sent away; nothing was promised to them."""
@@ -186,9 +235,12 @@ class Pump:
 
     def _pump_once(self) -> None:
         engine = self.engine
+        self._watch_for_sleep()
         step = engine.poll(self._loop.time())
         for batch in step.start:
             self._tasks.start_soon(self._deliver, batch)
+        if engine.gate.state != self._gate_state:
+            self._on_gate_change()
         if step.settled:
             self._settle(step.settled)
             self._finish_flushes()
@@ -197,6 +249,13 @@ class Pump:
         self._arm(step.wake_at)
         if engine.is_draining and not engine.room.held_messages:
             self._is_empty.set()
+
+    def _watch_for_sleep(self) -> None:
+        """A suspended machine's monotonic clock stands still; the wall clock tells how long it slept."""
+        offset = time.time() - self._loop.time()
+        if offset - self._clock_offset > SLEEP_MIN:
+            self.engine.age(offset - self._clock_offset)
+        self._clock_offset = offset
 
     def _admit_waiters(self) -> None:
         """Room was granted: admit those who waited, in the order in which they came."""
@@ -220,8 +279,8 @@ class Pump:
             woken = delivery.waiters is not None and delivery.wake()
             if not woken and not delivery.is_claimed and isinstance(delivery.outcome, DeliveryError):
                 unawaited.append(delivery.outcome)
-        if self._drained is not None:
-            self._drained += settled
+            if self._drained is not None:
+                self._drained.append(delivery)
         if unawaited:
             self._report_unawaited(unawaited)
 
@@ -267,11 +326,59 @@ class Pump:
         self._timer = None
         self.schedule()
 
+    # -------------------------------------------------------------------------------- what holds all back
+
+    def _on_gate_change(self) -> None:
+        """One line for a change of state, a loud one for a halt; and a new token, if someone can give one."""
+        gate = self.engine.gate
+        self._gate_state = state = gate.state
+        if gate.refusal is not None:
+            what = "fails everything at first contact" if gate.is_first_contact else "halted"
+            held = self.engine.room.held_messages
+            logger.error(
+                "dispatcher %s %s: the upstream refuses this token or URL with %d: %s; %d messages held",
+                *(self._name, what, gate.refusal.status, gate.refusal.reason, held),
+            )
+            if self._token_provider is not None and gate.refusal.status in TOKEN_STATUSES:
+                self._renew_token()
+        elif gate.pause is not None:
+            wait = gate.closed_until - self.now()
+            logger.warning("dispatcher %s: the service asks to wait %.1f s (%s)", self._name, wait, state)
+        else:
+            logger.info("dispatcher %s: open again", self._name)
+
+    def _renew_token(self) -> None:
+        if self._renewal is None or self._renewal.done():
+            self._renewal = self._loop.create_task(self._ask_for_token())
+
+    async def _ask_for_token(self) -> None:
+        """Ask until the token in use is not refused any more."""
+        assert self._token_provider is not None
+        while self.engine.gate.refusal is not None and not self.has_ended:
+            try:
+                answer = self._token_provider()
+                given = answer if isinstance(answer, str) else await answer
+                token = replace(self._config, token=given.strip()).token
+            except ConfigError as error:  # its text never holds a token
+                logger.error("dispatcher %s: the token provider's token: %s", self._name, error)
+            except Exception as error:
+                kind = type(error).__name__  # its text might hold the secret
+                logger.error("dispatcher %s: the token provider failed with %s", self._name, kind)
+            else:
+                if token != self._token:
+                    self.set_token(token)
+            await asyncio.sleep(TOKEN_SECONDS)
+
     # --------------------------------------------------------------------------------------- deliveries
 
     async def _deliver(self, batch: Batch) -> None:
         try:
             answer = await self._post(batch)
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            answer = Failure("disconnect", "the transport cancelled the request", "unknown")
         except Exception as error:
             logger.exception("dispatcher %s: the transport failed", self._name)
             answer = Failure("disconnect", f"the transport failed with {type(error).__name__}", "unknown")

@@ -50,6 +50,8 @@ class ScriptedTransport:
         """The items of each batch, in the order of the requests."""
         self.singles: list[Single] = []
         self.is_open = False
+        self.tokens: list[str] = []
+        """Every token that was set, in order."""
 
     def hold(self) -> None:
         """Answer nothing until `release`."""
@@ -66,6 +68,10 @@ class ScriptedTransport:
     async def aclose(self) -> None:
         """Part of `Transport`."""
         self.is_open = False
+
+    def set_token(self, token: str) -> None:
+        """Part of `Transport`."""
+        self.tokens.append(token)
 
     async def post_batch(self, body: bytes, *, timeout: float) -> Answer:
         """Part of `Transport`: the next line of the script."""

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 PREFIX: Final = "DISPATCHER_"
 CONFIG_FILE: Final = "DISPATCHER_CONFIG"
 TOKEN_FILE: Final = "DISPATCHER_TOKEN_FILE"  # noqa: S105 - a variable's name
+QUEUES: Final = "queues"
+"""A section whose names are the user's: each has a section of its own, which `Config` checks."""
 _MISNAMED: Final = {"DISPATCHER_TOKEN": "QSTASH_TOKEN", "DISPATCHER_URL": "QSTASH_URL"}
 # Kubernetes puts these into the containers beside a Service called `dispatcher`; they are nobody's mistake.
 _SERVICE_LINK: Final = re.compile(
@@ -41,12 +43,15 @@ def read(
     """The values that are given anywhere, by dotted name; keywords before the environment before the file.
 
     Raises:
-        ConfigError: A name is unknown, a value wrong, or a file cannot be read.
+        ConfigError: A name is unknown, a value wrong, a file cannot be read, or there is no token.
     """
     path = file or environment.get(CONFIG_FILE)
     values = _from_file(settings, Path(path)) if path else {}
     values |= _from_environment(settings, environment)
     values |= _from_keywords(settings, overrides)
+    if any(one.path == "token" for one in settings) and "token" not in values:
+        wanted = f"set QSTASH_TOKEN, or {TOKEN_FILE} to a file that holds it"
+        raise ConfigError("token", None, wanted, problem="it is missing")
     return values
 
 
@@ -60,11 +65,11 @@ def _from_file(settings: Sequence[Setting], path: Path) -> dict[str, Any]:
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ConfigError("file", str(path), f"it cannot be read: {error.strerror}") from None
+        raise _unreadable("file", path, error, "wanted is a TOML file") from None
     except ValueError as error:  # not UTF-8, or not TOML
         raise ConfigError("file", str(path), f"wanted is a TOML file: {error}") from None
     known = {one.path: one for one in settings}
-    values = {}
+    values = {QUEUES: content.pop(QUEUES)} if QUEUES in content else {}
     for name, value in _flat(content, _sections(settings)):
         one = known.get(name) or _refuse_name(name, known, f" (in {path})")
         values[name] = _checked(one, value, f" (in {path})")
@@ -87,8 +92,9 @@ def _from_environment(settings: Sequence[Setting], environment: Mapping[str, str
 
 def _from_keywords(settings: Sequence[Setting], overrides: Mapping[str, Any]) -> dict[str, Any]:
     known = {one.flat: one for one in settings} | {one.path: one for one in settings}
-    values = {}
-    for name, value in _flat(overrides, _sections(settings)):
+    given = dict(overrides)
+    values = {QUEUES: given.pop(QUEUES)} if QUEUES in given else {}
+    for name, value in _flat(given, _sections(settings)):
         one = known.get(name) or _refuse_name(name, known)
         if value is not None or one.is_optional:
             values[one.path] = _checked(one, value)
@@ -133,12 +139,18 @@ def _token_in(path: Path) -> str:
     try:
         token = path.read_text(encoding="utf-8").strip()
     except OSError as error:
-        raise ConfigError(TOKEN_FILE, str(path), f"the file cannot be read: {error.strerror}") from None
+        raise _unreadable(TOKEN_FILE, path, error, "wanted is a file with nothing but the token") from None
     except ValueError:
         raise ConfigError(TOKEN_FILE, str(path), "wanted is a text file with nothing but the token") from None
     if not token:
-        raise ConfigError(TOKEN_FILE, str(path), "the file is empty; wanted is the token")
+        problem = f"{str(path)!r} is empty"
+        raise ConfigError(TOKEN_FILE, str(path), "wanted is the token", problem=problem)
     return token
+
+
+def _unreadable(field: str, path: Path, error: OSError, wanted: str) -> ConfigError:
+    problem = f"{str(path)!r} cannot be read: {error.strerror}"
+    return ConfigError(field, str(path), wanted, problem=problem)
 
 
 def _check_foreign(name: str, known: Iterable[str]) -> None:
@@ -153,4 +165,4 @@ def _check_foreign(name: str, known: Iterable[str]) -> None:
 
 def _refuse_name(name: str, known: Iterable[str], where: str = "") -> NoReturn:
     near = _MISNAMED.get(name) or next(iter(get_close_matches(name, known, n=1, cutoff=0.0)), "")
-    raise ConfigError(name, "an unknown setting", f"did you mean `{near}`?{where}")
+    raise ConfigError(name, None, f"did you mean `{near}`?{where}", problem="there is no such setting")

@@ -11,8 +11,8 @@ from dispatcher.errors import DeliveryError, MessageRejected
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from dispatcher.core.batch import Entry
     from dispatcher.core.engine import Engine
+    from dispatcher.delivery import Delivery
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +20,14 @@ class Statistics:
     """A dispatcher at one instant; the counts run from its start."""
 
     state: str
-    """new, open, refused (the upstream refuses the token or URL), draining, closed."""
+    """new, open, draining, closed; or, while open, what keeps everything back: throttled or quota (the
+    service asked us to wait), halted (it refuses the token or URL), refused (the same at first contact)."""
+    reason: str
+    """The service's words for a halt or a refusal, else empty."""
+    paused_for: float
+    """Seconds until the next request may try, while something keeps everything back."""
+    stopped_queues: tuple[str, ...]
+    """Queues that stopped at a failed message and wait for `resume`."""
     held: int
     """Messages admitted and not settled."""
     held_bytes: int
@@ -75,12 +82,15 @@ class DrainReport:
         return not self.failures
 
 
-def report(settled: Iterable[Entry], seconds: float) -> DrainReport:
+def report(settled: Iterable[Delivery], seconds: float) -> DrainReport:
     """Sum up what settled during a drain."""
     counts: Counter[str] = Counter()
     failures: list[DeliveryError] = []
-    for entry in settled:
-        outcome = entry.outcome
+    for delivery in settled:
+        outcome = delivery.outcome
+        if delivery.is_withdrawn:
+            counts["withdrawn"] += 1
+            continue
         if not isinstance(outcome, DeliveryError):
             counts["delivered"] += 1
             continue
@@ -93,16 +103,21 @@ def report(settled: Iterable[Entry], seconds: float) -> DrainReport:
         not_sent=counts["not_sent"],
         not_accepted=counts["not_accepted"],
         unknown=counts["unknown"],
+        withdrawn=counts["withdrawn"],
         seconds=seconds,
         failures=tuple(failures),
     )
 
 
-def snapshot(engine: Engine, state: str) -> Statistics:
+def snapshot(engine: Engine, state: str, now: float) -> Statistics:
     """The statistics of an engine now."""
-    tally = engine.tally
+    tally, gate = engine.tally, engine.gate
+    reopens_at = gate.wake_at(now)
     return Statistics(
         state=state,
+        reason="" if gate.refusal is None else f"{gate.refusal.status}: {gate.refusal.reason}",
+        paused_for=reopens_at - now if reopens_at < float("inf") else 0.0,
+        stopped_queues=engine.lanes.stopped,
         held=engine.room.held_messages,
         held_bytes=engine.room.held_bytes,
         waiting_for_room=engine.room.waiting,

@@ -9,31 +9,44 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterable
-from typing import TYPE_CHECKING, Final
+from collections.abc import AsyncIterable, Awaitable, Callable
+from typing import TYPE_CHECKING, Final, NamedTuple, cast
 
 from dispatcher.delivery import Delivery
-from dispatcher.errors import AdmissionError, DispatcherError, QueueFull
+from dispatcher.errors import AdmissionError, DispatcherError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Iterable, Iterator
 
-    from dispatcher.dispatcher import Dispatcher
     from dispatcher.message import Message, Receipt
 
 BATCHES_A_TURN: Final = 8
 """Batches submitted before the loop gets its turn: after each it costs a third, after 16 it lags."""
 
 Place = Delivery | AdmissionError
+END: Final = object()
+"""What an exhausted source gives; `None` is a message like any other wrong one."""
+
+
+class Intake(NamedTuple):
+    """What a dispatcher lends to its streams: the steps of `put`, taken apart."""
+
+    prepare: Callable[[Message], Delivery]
+    """Check and encode; raises `AdmissionError`."""
+    admit: Callable[[Delivery], bool]
+    """Take it in; false if there is no room."""
+    wait_for_room: Callable[[Delivery], Awaitable[None]]
+    max_messages: int
+    """Of a batch."""
 
 
 async def send_many(
-    dispatcher: Dispatcher, messages: Iterable[Message] | AsyncIterable[Message]
+    intake: Intake, messages: Iterable[Message] | AsyncIterable[Message]
 ) -> list[Receipt | DispatcherError]:
     """See `Dispatcher.send_many`."""
     places: list[Place] = []
     try:
-        await _submit_all(dispatcher, messages, places)
+        await _submit_all(intake, messages, places)
         outcomes: list[Receipt | DispatcherError] = []
         for place in places:
             if isinstance(place, Delivery) and place.outcome is None:
@@ -46,29 +59,29 @@ async def send_many(
 
 
 async def _submit_all(
-    dispatcher: Dispatcher, messages: Iterable[Message] | AsyncIterable[Message], places: list[Place]
+    intake: Intake, messages: Iterable[Message] | AsyncIterable[Message], places: list[Place]
 ) -> None:
-    turn = BATCHES_A_TURN * dispatcher.config.batch.max_messages
+    turn = BATCHES_A_TURN * intake.max_messages
     if isinstance(messages, AsyncIterable):
         async for message in messages:
-            places.append(await _place(dispatcher, message))  # noqa: PERF401 - kept even if it breaks off
+            places.append(await _place(intake, message))  # noqa: PERF401 - kept even if it breaks off
         return
     for number, message in enumerate(messages, 1):
-        places.append(_place_now(dispatcher, message) or await _place(dispatcher, message))
+        places.append(await _place(intake, message))
         if number % turn == 0:
             await asyncio.sleep(0)
 
 
 async def stream(
-    dispatcher: Dispatcher, messages: Iterable[Message] | AsyncIterable[Message], window: int
+    intake: Intake, messages: Iterable[Message] | AsyncIterable[Message], window: int
 ) -> AsyncGenerator[Receipt | DispatcherError, None]:
     """See `Dispatcher.stream`."""
     if window < 1:
         raise ValueError(f"window is {window}; at least 1 outcome must fit")
     source: _Source = (
-        _Fed(dispatcher, messages, window)
+        _Fed(intake, messages, window)
         if isinstance(messages, AsyncIterable)
-        else _Pulled(dispatcher, iter(messages), window)
+        else _Pulled(intake, iter(messages), window)
     )
     places = source.places
     try:
@@ -76,7 +89,7 @@ async def stream(
             head = places[0]
             if isinstance(head, Delivery) and head.outcome is None:
                 await head.wait()
-            for _ in range(dispatcher.config.batch.max_messages):
+            for _ in range(intake.max_messages):
                 yield _outcome(places.popleft())
                 source.on_read()
                 if not places or (isinstance(places[0], Delivery) and places[0].outcome is None):
@@ -91,10 +104,10 @@ async def stream(
 class _Source:
     """Keeps the window of a stream full. An error of the iterable waits until all before it is read."""
 
-    def __init__(self, dispatcher: Dispatcher, window: int) -> None:
+    def __init__(self, intake: Intake, window: int) -> None:
         self.places: deque[Place] = deque()
         self.error: BaseException | None = None
-        self._dispatcher = dispatcher
+        self._intake = intake
         self._window = window
 
     async def fill(self) -> bool:
@@ -111,48 +124,59 @@ class _Source:
 class _Pulled(_Source):
     """From an ordinary iterable: pulled as room and window allow, in the reader's own task."""
 
-    def __init__(self, dispatcher: Dispatcher, messages: Iterator[Message], window: int) -> None:
-        super().__init__(dispatcher, window)
+    def __init__(self, intake: Intake, messages: Iterator[Message], window: int) -> None:
+        super().__init__(intake, window)
         self._messages: Iterator[Message] | None = messages
-        self._held_back: Message | None = None
-        self._turn = BATCHES_A_TURN * dispatcher.config.batch.max_messages
+        self._held_back: Delivery | None = None
+        self._turn = BATCHES_A_TURN * intake.max_messages
 
     async def fill(self) -> bool:
         for _ in range(self._turn):
             if len(self.places) >= self._window:
                 break
-            message = self._next()
-            if message is None:
+            place = self._next()
+            if place is None:
                 break
-            place = _place_now(self._dispatcher, message)
-            if place is None and self.places:
-                self._held_back = message  # no room: what is read next makes some
-                break
-            self.places.append(place or await _place(self._dispatcher, message))
+            if isinstance(place, Delivery) and not self._intake.admit(place):
+                if self.places:
+                    self._held_back = place  # no room: what is read next makes some
+                    break
+                place = await self._when_there_is_room(place)
+            self.places.append(place)
         else:
             await asyncio.sleep(0)
         return bool(self.places)
 
-    def _next(self) -> Message | None:
+    async def _when_there_is_room(self, delivery: Delivery) -> Place:
+        try:
+            await self._intake.wait_for_room(delivery)
+        except AdmissionError as error:
+            return error
+        return delivery
+
+    def _next(self) -> Place | None:
+        """The next message, checked and encoded; `None` at the end."""
         if self._held_back is not None:
-            message, self._held_back = self._held_back, None
-            return message
+            place, self._held_back = self._held_back, None
+            return place
         if self._messages is None:
             return None
         try:
-            return next(self._messages)
-        except StopIteration:
-            self._messages = None
+            message = next(self._messages, END)
         except Exception as error:
             self._messages, self.error = None, error
-        return None
+            return None
+        if message is END:
+            self._messages = None
+            return None
+        return _prepared(self._intake, cast("Message", message))
 
 
 class _Fed(_Source):
     """From an asynchronous iterable: a task feeds the window, so that a slow source delays no outcome."""
 
-    def __init__(self, dispatcher: Dispatcher, messages: AsyncIterable[Message], window: int) -> None:
-        super().__init__(dispatcher, window)
+    def __init__(self, intake: Intake, messages: AsyncIterable[Message], window: int) -> None:
+        super().__init__(intake, window)
         self._changed = asyncio.Event()
         self._space = asyncio.Event()
         self._feeder = asyncio.create_task(self._feed(messages))
@@ -161,6 +185,8 @@ class _Fed(_Source):
     async def fill(self) -> bool:
         while not self.places:
             if self._feeder.done():
+                if self._feeder.cancelled():  # not by us: the source itself raised it
+                    self.error = asyncio.CancelledError()
                 return False
             self._changed.clear()
             await self._changed.wait()
@@ -179,27 +205,26 @@ class _Fed(_Source):
                 while len(self.places) >= self._window:
                     self._space.clear()
                     await self._space.wait()
-                self.places.append(await _place(self._dispatcher, message))
+                self.places.append(await _place(self._intake, message))
                 self._changed.set()
         except Exception as error:
             self.error = error
 
 
-def _place_now(dispatcher: Dispatcher, message: Message) -> Place | None:
-    """Submit at once; `None` if there is no room."""
-    try:
-        delivery = dispatcher.put_nowait(message)
-    except QueueFull:
-        return None
-    except AdmissionError as error:
-        return error
-    delivery.is_claimed = True
-    return delivery
+async def _place(intake: Intake, message: Message) -> Place:
+    """Submit one message, waiting for room."""
+    place = _prepared(intake, message)
+    if isinstance(place, Delivery) and not intake.admit(place):
+        try:
+            await intake.wait_for_room(place)
+        except AdmissionError as error:
+            return error
+    return place
 
 
-async def _place(dispatcher: Dispatcher, message: Message) -> Place:
+def _prepared(intake: Intake, message: Message) -> Place:
     try:
-        delivery = await dispatcher.put(message)
+        delivery = intake.prepare(message)
     except AdmissionError as error:
         return error
     delivery.is_claimed = True

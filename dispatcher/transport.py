@@ -14,7 +14,10 @@ from __future__ import annotations
 import asyncio
 import io
 import ssl
+import time
+from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Final, Protocol
+from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
 from yarl import URL
@@ -29,11 +32,14 @@ if TYPE_CHECKING:
     from dispatcher.config import Config
 
 KEEPALIVE_SECONDS: Final = 30.0
+_NOT_OURS: Final = ("Content-Type",)
+"""Headers that aiohttp must not add: a content-deduplicated message is hashed with its Content-Type."""
+USER_AGENT: Final = "qstash-dispatcher"
 CONNECT_SHARE: Final = 0.9
 PLAIN_BODY_BYTES: Final = 1_048_576
 READ_HEADERS: Final = frozenset(
     {
-        *("retry-after", "date", "location", "ratelimit-limit", "ratelimit-remaining", "ratelimit-reset"),
+        *("retry-after", "location", "ratelimit-limit", "ratelimit-remaining", "ratelimit-reset"),
         *("burst-ratelimit-limit", "burst-ratelimit-remaining", "burst-ratelimit-reset"),
     }
 )
@@ -62,6 +68,10 @@ class Transport(Protocol):
         """`POST` one message to a raw target below the base URL."""
         ...
 
+    def set_token(self, token: str) -> None:
+        """Use another token from the next request on."""
+        ...
+
     async def aclose(self) -> None:
         """Close every connection."""
         ...
@@ -76,6 +86,7 @@ class HTTPTransport:
         self._authorization = f"Bearer {config.token}"
         self._batch_url = URL(self._base + BATCH_PATH, encoded=True)
         self._session: aiohttp.ClientSession | None = None
+        self._proxy: str | None = None
 
     def __repr__(self) -> str:
         return f"<HTTPTransport to {self._base}>"
@@ -83,6 +94,7 @@ class HTTPTransport:
     async def start(self) -> None:
         """Open the session."""
         settings = self._settings
+        self._proxy = _proxy_of(self._batch_url) if settings.trust_env else None
         connector = aiohttp.TCPConnector(
             limit=0,  # the core limits what is in flight; a second limit here would only hide waiting
             keepalive_timeout=KEEPALIVE_SECONDS,
@@ -90,8 +102,8 @@ class HTTPTransport:
         )
         self._session = aiohttp.ClientSession(
             connector=connector,
+            headers={"User-Agent": USER_AGENT},
             cookie_jar=aiohttp.DummyCookieJar(),
-            trust_env=settings.trust_env,
             raise_for_status=False,
             auto_decompress=True,
             timeout=aiohttp.ClientTimeout(total=None),
@@ -105,10 +117,11 @@ class HTTPTransport:
         self, target: str, headers: Mapping[str, str], body: bytes, *, timeout: float
     ) -> Reply | Failure:
         """Send one message by itself; the target is pasted raw, as the service reads it."""
-        sent = dict(headers)
-        if not any(name.lower() == "content-type" for name in sent):
-            sent["Content-Type"] = "application/octet-stream"
-        return await self._post(URL(self._base + target, encoded=True), sent, body, timeout)
+        return await self._post(URL(self._base + target, encoded=True), dict(headers), body, timeout)
+
+    def set_token(self, token: str) -> None:
+        """Use another token from the next request on."""
+        self._authorization = f"Bearer {token}"
 
     async def aclose(self) -> None:
         """Close the session."""
@@ -129,7 +142,13 @@ class HTTPTransport:
             async with (
                 asyncio.timeout(timeout),
                 session.post(
-                    url, data=payload, headers=headers, allow_redirects=False, timeout=bounds
+                    url,
+                    data=payload,
+                    headers=headers,
+                    skip_auto_headers=_NOT_OURS,
+                    allow_redirects=False,
+                    timeout=bounds,
+                    proxy=self._proxy,
                 ) as response,
             ):
                 return await self._read(response)
@@ -155,8 +174,12 @@ class HTTPTransport:
         status = response.status
         if 200 <= status < 300:
             return Reply(status, body)
-        headers = {name.lower(): value for name, value in response.headers.items()}
-        return Reply(status, body, {name: headers[name] for name in READ_HEADERS & headers.keys()})
+        given = {name.lower(): value for name, value in response.headers.items()}
+        unix_at = _unix(given.get("date", "")) or time.time()
+        headers = {name: given[name] for name in READ_HEADERS & given.keys()}
+        if (retry_at := _unix(headers.get("retry-after", ""))) is not None:
+            headers["retry-after"] = f"{max(0.0, retry_at - unix_at):.3f}"  # a date: the core reads seconds
+        return Reply(status, body, headers, unix_at)
 
 
 async def _bounded(response: aiohttp.ClientResponse, bound: int) -> bytes | None:
@@ -172,6 +195,21 @@ async def _bounded(response: aiohttp.ClientResponse, bound: int) -> bytes | None
     return b"".join(parts)
 
 
+def _proxy_of(url: URL) -> str | None:
+    """The environment's proxy for this URL. (aiohttp's own way reads `.netrc` too, against our token.)"""
+    if url.host is None or proxy_bypass(url.host):
+        return None
+    return getproxies().get(url.scheme)
+
+
+def _unix(date: str) -> float | None:
+    """The unix time of an HTTP date; `None` if it is none."""
+    try:
+        return parsedate_to_datetime(date).timestamp()
+    except ValueError:
+        return None
+
+
 def _context(ca_file: str) -> ssl.SSLContext:
     try:
         return ssl.create_default_context(cafile=ca_file)
@@ -180,5 +218,8 @@ def _context(ca_file: str) -> ssl.SSLContext:
 
 
 def _words(error: BaseException) -> str:
-    text = str(error) or type(error).__name__
+    """What happened, without aiohttp's repetition of where."""
+    if isinstance(error, aiohttp.ClientConnectorError) and not isinstance(error, aiohttp.ClientSSLError):
+        error = error.os_error
+    text = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
     return " ".join(text.split())

@@ -6,7 +6,7 @@ import argparse
 import copy
 import dataclasses
 import pickle
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -14,6 +14,7 @@ from dispatcher.config import (
     BatchSettings,
     Config,
     LimitSettings,
+    Queue,
     QueueSettings,
     RetrySettings,
     TransportSettings,
@@ -23,6 +24,9 @@ from dispatcher.config import (
     settings_table,
 )
 from dispatcher.errors import ConfigError
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 SECRET = "s3cret"
 
@@ -246,7 +250,7 @@ def test_names_are_unique_and_every_field_is_a_setting() -> None:
     for spelling in ("path", "env", "flag", "flat"):
         assert len({getattr(one, spelling) for one in every}) == len(every)
     sections = (BatchSettings, QueueSettings, RetrySettings, LimitSettings, TransportSettings)
-    own = len(dataclasses.fields(Config)) - len(sections)
+    own = len(dataclasses.fields(Config)) - len(sections) - 1  # `queues` has names of the user's
     assert len(every) == own + sum(len(dataclasses.fields(section)) for section in sections)
     for one in every:
         assert one.meaning.endswith(".")
@@ -264,7 +268,8 @@ def test_a_setting_knows_its_spellings() -> None:
 def test_the_table_has_a_row_for_each_setting() -> None:
     """GitHub Markdown: a head, a rule, and one row of four cells for each."""
     lines = settings_table().splitlines()
-    assert len(lines) == 2 + len(settings())
+    assert len(lines) == 2 + len(settings()) + len(dataclasses.fields(Queue))
+    assert "| `queues.NAME.strict` | false | true, false |" in settings_table()
     assert all(line.replace("\\|", "").count("|") == 5 for line in lines)
     assert "| `batch.linger` | 0.01 s | 0 to 60 |" in settings_table()
     assert "| `token` (`QSTASH_TOKEN`) | required | text |" in settings_table()
@@ -283,3 +288,34 @@ def test_flags_leave_no_trace_unless_given_and_never_take_a_token(capsys: pytest
     with pytest.raises(SystemExit, match="2"):
         parser.parse_args(["--batch-linger", "soon"])
     assert "'soon' is not allowed; allowed is a number, 0 to 60 s" in capsys.readouterr().err
+
+
+def test_queues_from_every_source(tmp_path: Path) -> None:
+    """A `Queue`, a mapping, or a TOML table; each under the upstream queue's own name."""
+    wanted = {"billing": Queue(strict=True, on_failure="stop"), "mail": Queue()}
+    assert Config("t", queues=wanted).queues == wanted
+    mapped = {"billing": {"strict": True, "on_failure": "stop"}, "mail": {}}
+    assert Config.load(env={}, token="t", queues=mapped).queues == wanted
+    file = tmp_path / "settings.toml"
+    file.write_text('[queues.billing]\nstrict = true\non_failure = "stop"\n[queues.mail]\n', encoding="utf-8")
+    loaded = Config.load(env={"QSTASH_TOKEN": "t"}, file=file)
+    assert loaded.queues == wanted
+    assert "queues.billing=" in repr(loaded)
+
+
+@pytest.mark.parametrize(
+    ("queues", "field", "allowed"),
+    [
+        ({"billing": {"strictly": True}}, "queues.billing", "on_failure, strict"),
+        ({"billing": {"strict": "yes"}}, "queues.billing.strict", "true or false"),
+        ({"billing": {"on_failure": "halt"}}, "queues.billing.on_failure", "one of continue, stop"),
+        ({"billing": True}, "queues.billing", "on_failure, strict"),
+        ({"a b": {}}, "queues", "white space"),
+        (["billing"], "queues", "mapping"),
+    ],
+)
+def test_a_wrong_queue_is_refused(queues: object, field: str, allowed: str) -> None:
+    """The error names the queue, what it was, and what would be right."""
+    error = refused(Config.load, env={}, token="t", queues=queues)
+    assert error.field == field
+    assert allowed in error.allowed

@@ -41,6 +41,7 @@ PUBLIC = [
     "Options",
     "OutboxError",
     "OutcomeUnknown",
+    "Queue",
     "QueueFull",
     "QueueSettings",
     "QuotaExhausted",

@@ -129,11 +129,11 @@ async def test_an_upstream_that_refuses_the_token_is_shown() -> None:
         wrong = Config.load(env={}, token="wrong", url=upstream.url)
         async with Dispatcher(wrong) as dispatcher:
             register(dispatcher, registry)
-            assert Scrape(registry)("dispatcher_upstream_refusing") == 0
+            assert Scrape(registry)("dispatcher_gate", state="refused") == 0
             with pytest.raises(Halted):
                 await dispatcher.send(Message(URL))
             scrape = Scrape(registry)
-    assert scrape("dispatcher_upstream_refusing") == 1
+    assert scrape("dispatcher_gate", state="refused") == 1
     assert scrape.by("dispatcher_messages_finished_total", "outcome") == {"halted": 1}
     assert scrape.by("dispatcher_requests_total", "code") == {"401": 1}
 

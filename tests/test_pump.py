@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from typing import TYPE_CHECKING
 
 import pytest
 
-from dispatcher import Config, Dispatcher
+from dispatcher import Config, Dispatcher, DispatcherError, Message, OutcomeUnknown, Receipt
 from dispatcher.core.batch import Failure, Reply
+from dispatcher.testing import ScriptedTransport
 
 uvloop = pytest.importorskip("uvloop")
 
@@ -42,3 +44,30 @@ def test_the_connection_is_told_twice_at_most(caplog: pytest.LogCaptureFixture) 
         "dispatcher default: cannot connect; trying again",
         "dispatcher default: the upstream is reached again",
     ]
+
+
+@pytest.mark.parametrize(("gained", "outcome"), [(600.0, OutcomeUnknown), (0.5, Receipt), (-600.0, Receipt)])
+def test_a_machine_that_slept_repeats_nothing_unsafe(
+    monkeypatch: pytest.MonkeyPatch, gained: float, outcome: type
+) -> None:
+    """The wall clock gains ten minutes at once while a reply is lost; other steps mean nothing."""
+    wall = time.time
+
+    async def send() -> Receipt | DispatcherError:
+        transport = ScriptedTransport(Failure("disconnect", "lost", "unknown"))
+        transport.hold()
+        config = Config.load(env={}, token="t", deliver_within=86_400, retry_base=0.001)
+        async with Dispatcher(config, transport=transport) as dispatcher:
+            delivery = dispatcher.put_nowait(Message("https://example.com/hook"))
+            while not transport.batches:
+                await asyncio.sleep(0)
+            monkeypatch.setattr(time, "time", lambda: wall() + gained)
+            dispatcher.put_nowait(Message("https://example.com/other"))  # whatever wakes the pump
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+            transport.release()
+            (result,) = await asyncio.gather(delivery, return_exceptions=True)
+            assert isinstance(result, Receipt | DispatcherError)
+            return result
+
+    assert type(asyncio.run(send())) is outcome

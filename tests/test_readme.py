@@ -150,3 +150,15 @@ def test_broken_pages_are_seen() -> None:
     assert links(page) == ["#one-two", "#three"]
     assert anchors(page) == {"one-two"}
     assert blocks(page) == [Block("sh", "# no heading\n[c](y)\n", 4)]
+
+
+def test_every_guarantee_names_a_test_that_exists() -> None:
+    """The table's proofs are files of this repository, and functions in them."""
+    named = re.findall(r"`(tests/[\w/]+\.py)(?:::(\w+))?`", TEXT)
+    assert len(named) > 10
+    for path, function in named:
+        source = (ROOT / path).read_text(encoding="utf-8")
+        assert not function or re.search(rf"^(async )?def {function}\(", source, re.MULTILINE), (
+            path,
+            function,
+        )

@@ -2,14 +2,18 @@
 
 Each command module has `add_arguments(parser)` and `run(arguments) -> int`, its exit code:
 0 done, 1 something was not delivered (or a check failed), 2 wrong usage or configuration.
+What is wrong is told in a line or two, never as a traceback.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib
+import os
+import signal
 import sys
-from typing import TYPE_CHECKING, Final
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Final, NoReturn
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,22 +28,75 @@ EXIT_UNDELIVERED: Final = 1
 EXIT_USAGE: Final = 2
 
 
+class _Parser(argparse.ArgumentParser):
+    """Tells a mistake in two lines: pages of usage would hide it."""
+
+    def error(self, message: str) -> NoReturn:
+        """Exit 2 with a short usage and what is wrong."""
+        positional = [str(action.metavar) for action in self._get_positional_actions()]
+        usage = " ".join(["usage:", self.prog, *positional, "[options] (--help tells all)"])
+        self.exit(EXIT_USAGE, f"{usage}\n{self.prog}: error: {message}\n")
+
+    def refuse(self, words: Sequence[str]) -> NoReturn:
+        """Exit 2 for words that no option takes; what follows a misspelt one may be a secret."""
+        flags = [word.partition("=")[0] for word in words if word.startswith("-")]
+        near = [name for flag in flags for name in get_close_matches(flag, self._option_string_actions, n=1)]
+        hint = f"; did you mean {' '.join(near)}?" if near else ""
+        self.error(f"unrecognized arguments: {' '.join(flags or words)}{hint}")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code."""
+    _repair_standard_streams()
     words = list(sys.argv[1:] if argv is None else argv)
-    parser = argparse.ArgumentParser(
+    wanted = next((word for word in words if not word.startswith("-")), None)
+    parser = _Parser(
         prog="dispatcher", description="Batching dispatcher for QStash (unofficial).", allow_abbrev=False
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    parsers: dict[str, _Parser] = {}
     for name, summary in COMMANDS.items():
         command = commands.add_parser(name, help=summary, description=summary, allow_abbrev=False)
-        if words[:1] == [name]:
+        if wanted == name:
             importlib.import_module(f"dispatcher.cli.{name}").add_arguments(command)
-    arguments = parser.parse_args(words)
-    from dispatcher.errors import ConfigError
+        parsers[name] = command
+    arguments, unknown = parser.parse_known_args(words)
+    if unknown:
+        parsers[arguments.command].refuse(unknown)
+    return _run(arguments)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from dispatcher.errors import ConfigError, DispatcherError
 
     try:
-        return int(importlib.import_module(f"dispatcher.cli.{arguments.command}").run(arguments))
-    except ConfigError as error:
+        code = int(importlib.import_module(f"dispatcher.cli.{arguments.command}").run(arguments))
+        if sys.stdout is not None:
+            sys.stdout.flush()  # while a reader that has left can still be met in good order
+    except DispatcherError as error:
         print(f"dispatcher {arguments.command}: {error}", file=sys.stderr)
-        return EXIT_USAGE
+        return EXIT_USAGE if isinstance(error, ConfigError) else EXIT_UNDELIVERED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is still in the buffer goes nowhere
+        return EXIT_UNDELIVERED
+    except KeyboardInterrupt:  # before a command has its own handlers
+        return 128 + signal.SIGINT
+    return code
+
+
+def _repair_standard_streams() -> None:
+    """Open what was closed on the null device: else the next socket becomes a standard stream.
+
+    `sys.stdin` and `sys.stdout` stay `None`, so that a command can refuse to read or write there.
+    """
+    for descriptor in (0, 1, 2):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            opened = os.open(os.devnull, os.O_RDWR)
+            if opened != descriptor:
+                os.dup2(opened, descriptor)
+                os.close(opened)
+            os.set_inheritable(descriptor, True)
+    if sys.stderr is None:
+        sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115 - lasts as long as the process

@@ -26,17 +26,20 @@ from dispatcher.delivery import Delivery
 from dispatcher.errors import DispatcherClosed, MessageInvalid
 from dispatcher.message import Receipt
 from dispatcher.ndjson import LineError, decode, is_blank
-from dispatcher.sdk import line_to_message
+from dispatcher.sdk import SDK_OPTION_KEYS, line_to_message
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from dispatcher.cli._outputs import Outputs
+    from dispatcher.cli._records import Likeness
     from dispatcher.errors import AdmissionError, DeliveryError
     from dispatcher.message import Message
     from dispatcher.ndjson import Line
 
 NOT_SENT: Final = Problem(STOPPED, "it was read, and not sent before the sending was stopped")
 REPORTED_PROBLEMS: Final = 20
-"""Problems of a block that are kept to be told; the rest is only counted."""
+"""Different problems of a block that are kept to be told; the rest is only counted."""
 
 Place = Delivery | Problem | None
 """What became of a line on submission: taken, refused, or (`None`) nothing on it."""
@@ -61,8 +64,8 @@ class Block:
         self.deduplicated = 0
         self.skipped = 0
         self.failed: Counter[str] = Counter()
-        self.problems: list[tuple[int, Problem]] = []
-        """The first few, to be told."""
+        self.problems: dict[Likeness, tuple[int, Problem, int]] = {}
+        """The first few reasons, to be told: the first line that has it, its problem, how many have it."""
         self.errors: list[DeliveryError] = []
         """One of each kind, to be looked at."""
         self.receipts = b""
@@ -109,23 +112,52 @@ class Block:
         if not isinstance(outcome, Problem) and problem.kind not in self.failed:
             self.errors.append(outcome)
         self.failed[problem.kind] += 1
-        if len(self.problems) < REPORTED_PROBLEMS:
-            self.problems.append((number, problem))
+        self._report(number, problem)
         return problem
+
+    def _report(self, number: int, problem: Problem) -> None:
+        likeness = problem.likeness
+        if known := self.problems.get(likeness):
+            first, told, lines = known
+            self.problems[likeness] = (first, told, lines + 1)
+        elif len(self.problems) < REPORTED_PROBLEMS:
+            self.problems[likeness] = (number, problem, 1)
 
 
 def read_line(line: Line) -> Message | Problem | None:
     """The message on a line; `None` if there is nothing on it."""
+    given: object = None
     try:
-        return line_to_message(decode(line))
+        given = decode(line)
+        return line_to_message(given)
     except LineError as error:
         return None if is_blank(line) else Problem(BAD_LINE, str(error))
     except MessageInvalid as error:
-        return refused(error)
+        return Problem(type(error).__name__, _misplaced_key(given, str(error)) or str(error))
 
 
-def refused(error: AdmissionError) -> Problem:
-    """The dispatcher did not take a message."""
+def refused(error: AdmissionError, headers: Mapping[str, str] | None = None) -> Problem:
+    """The dispatcher did not take a message that has these headers of its own."""
     if isinstance(error, DispatcherClosed):
         return NOT_SENT
-    return Problem(type(error).__name__, str(error))
+    reason = str(error)
+    for name in headers or ():
+        start = f"`{name}` would not be forwarded"
+        if reason.startswith(start):  # the library's cure is Python, and here is a line of JSON
+            reason = f"{start}; in a line's `headers` it is written `Upstash-Forward-{name}`"
+    return Problem(type(error).__name__, reason)
+
+
+def _misplaced_key(given: object, reason: str) -> str | None:
+    """The cure for a key of an SDK request beside `destination`, if that is what was refused."""
+    if not isinstance(given, dict) or given.get("destination") is None:
+        return None
+    key = next((key for key in SDK_OPTION_KEYS if reason.startswith(f"the key {key!r} is unknown")), None)
+    if reason.startswith("the key 'deduplication_id' is unknown"):
+        return (
+            "`deduplication_id` stands beside `url`; "
+            "beside `destination`, put `Upstash-Deduplication-Id` into `headers`"
+        )
+    if key is not None:
+        return f"`{key}` stands beside `url`; beside `destination` it is one of the `headers`, `Upstash-…`"
+    return None

@@ -21,11 +21,11 @@ POISON: Final = "POISON-BODY"
 """A body with this word makes the upstream refuse its whole request with 400."""
 POISON_500: Final = "POISON-FIVE-HUNDRED"
 """The same with 500, for ever: what fails together has to be halved to find it."""
-SENDS_POISON_500: Final = False
-"""Whether the chaos has such bodies; each takes its neighbours along where nothing halves."""
+SENDS_POISON_500: Final = True
+"""Whether the chaos has such bodies."""
 POISON_EVERY: Final = 2_000
 POISON_500_EVERY: Final = 20_000
-POISON_500_WITHIN: Final = 15.0
+POISON_500_WITHIN: Final = 4.0
 """Seconds after which a body that always draws 500 is given up."""
 _OPTIONS: Final = Options(retries=3, forward={"X-Demo": "1"})
 
@@ -40,7 +40,7 @@ def _generate(number: int, *, poison: bool, poison_500: bool) -> Iterator[Sent]:
     for index in range(number):
         if poison and index % POISON_EVERY == POISON_EVERY // 2:
             yield Sent(Message("https://example.com/poisoned", f"{index} {POISON}"), 0, is_poisoned=True)
-        elif poison_500 and index % POISON_500_EVERY == POISON_500_EVERY // 2 + 1:
+        elif poison_500 and index % POISON_500_EVERY == POISON_EVERY + 1:
             body = f"{index} {POISON_500}"
             message = Message("https://example.com/poisoned", body, deliver_within=POISON_500_WITHIN)
             yield Sent(message, 0, is_poisoned=True)

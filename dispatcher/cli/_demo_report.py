@@ -13,6 +13,8 @@ from msgspec import Struct, field
 from dispatcher.cli import EXIT_DONE, EXIT_UNDELIVERED
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from dispatcher.cli.audit import Audit, Sent
     from dispatcher.dispatcher import Dispatcher
 
@@ -56,7 +58,8 @@ async def show_progress(dispatcher: Dispatcher, total: int) -> None:
 
 def print_table(found: Audit, sent: list[Sent], facts: Facts) -> None:
     """Every count of the run."""
-    rows = [*_outcomes(found, sent, facts), *_damage(found), *_chaos(facts), *_effort(sent, facts)]
+    damage = [(name, f"{number:,}") for name, number in _damage(found)]
+    rows = [*_outcomes(found, sent, facts), *damage, *_chaos(facts), *_effort(sent, facts)]
     width = max(len(name) for name, _ in rows)
     for name, value in rows:
         print(f"  {name:<{width}}  {value:>18}")
@@ -67,7 +70,7 @@ def _outcomes(found: Audit, sent: list[Sent], facts: Facts) -> list[tuple[str, s
         ("sent", f"{len(sent):,}"),
         ("accepted upstream", f"{facts.accepted:,}"),
         ("delivered", f"{found.delivered:,}"),
-        *((f"rejected ({reason})", f"{number:,}") for reason, number in found.rejected.items()),
+        *((_refused(words), f"{number:,}") for words, number in found.rejected.items()),
         *((f"failed ({name})", f"{number:,}") for name, number in found.failed.items()),
     ]
     if found.answers_lost or found.unknown:
@@ -75,19 +78,24 @@ def _outcomes(found: Audit, sent: list[Sent], facts: Facts) -> list[tuple[str, s
             ("failed as unknown", f"{found.unknown:,}"),
             ("  of them accepted, each once", f"{found.unknown_accepted:,}"),
             ("  of them not accepted", f"{found.unknown - found.unknown_accepted:,}"),
-            ("messages that must be unknown", f"{found.answers_lost:,}"),
         ]
     return rows
 
 
-def _damage(found: Audit) -> list[tuple[str, str]]:
+def _refused(words: str) -> str:
+    """A status and the service's words; or, of a body that only ever drew a 500, the error's name."""
+    return f"rejected ({words})" if words[0].isdigit() else f"given up ({words})"
+
+
+def _damage(found: Audit) -> list[tuple[str, int]]:
+    """The counts that ought to be 0."""
     return [
-        ("lost", f"{found.lost:,}"),
-        ("duplicated", f"{found.duplicated:,}"),
-        ("out of order in a queue", f"{found.out_of_order:,}"),
-        ("receipts of another message", f"{found.misattributed:,}"),
-        ("accepted though reported as failed", f"{found.denied:,}"),
-        ("callers never answered", f"{found.unheard:,}"),
+        ("lost", found.lost),
+        ("duplicated", found.duplicated),
+        ("out of order in a queue", found.out_of_order),
+        ("receipts of another message", found.misattributed),
+        ("accepted though reported as failed", found.denied),
+        ("callers never answered", found.unheard),
     ]
 
 
@@ -96,10 +104,10 @@ def _chaos(facts: Facts) -> list[tuple[str, str]]:
     if facts.proxy is not None:
         injected = sum(number for name, number in facts.proxy.items() if name not in NO_FAULTS)
         rows += [
-            ("connections broken by the proxy", f"{injected:,} of {facts.proxy['connections']:,}"),
+            ("faults injected by the proxy", f"{injected:,}"),
             ("upstream killed and restarted", f"{facts.kills:,}"),
         ]
-    return [*rows, ("answers lost, counted by message", f"{facts.lost_answers:,}")]
+    return [*rows, ("messages whose answer was lost", f"{facts.lost_answers:,}")]
 
 
 def _effort(sent: list[Sent], facts: Facts) -> list[tuple[str, str]]:
@@ -117,11 +125,27 @@ def _effort(sent: list[Sent], facts: Facts) -> list[tuple[str, str]]:
 def print_verdict(found: Audit, sent: list[Sent]) -> int:
     """The last line; returns the exit code."""
     poisoned = sum(each.is_poisoned for each in sent)
-    if not found.holds or sum(found.rejected.values()) != poisoned:
-        print("the check FAILED: see the counts above that ought to be 0", file=sys.stderr)
+    wrong = list(_complaints(found, poisoned))
+    if wrong or not found.holds:
+        print(f"the check FAILED: {', '.join(wrong)}", file=sys.stderr)
         return EXIT_UNDELIVERED
     unknown = f"{found.unknown:,} reported as unknown, one for each lost answer; " if found.unknown else ""
-    print(
-        f"every message accounted for: nothing lost, nothing doubled; {unknown}{poisoned} poisoned ones rejected"
-    )
+    words = "every message accounted for: nothing lost, nothing doubled"
+    print(f"{words}; {unknown}{poisoned} poisoned ones rejected")
     return EXIT_DONE
+
+
+def _complaints(found: Audit, poisoned: int) -> Iterator[str]:
+    """Every count that is not what it ought to be."""
+    yield from (f"{number:,} failed ({name})" for name, number in found.failed.items())
+    named = [
+        *_damage(found),
+        ("poisoned ones delivered", found.cured),
+        ("accepted that nobody sent", found.foreign),
+    ]
+    yield from (f"{number:,} {name}" for name, number in named if number)
+    rejected = sum(found.rejected.values())
+    if rejected != poisoned:
+        yield f"{rejected:,} of {poisoned:,} poisoned ones rejected"
+    if found.unknown != found.answers_lost:
+        yield f"{found.unknown:,} reported as unknown where {found.answers_lost:,} answers were lost"

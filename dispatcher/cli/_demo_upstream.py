@@ -1,6 +1,7 @@
 """The processes of the demonstration: the local upstream, which can be killed and comes back, and the proxy.
 
-Every process is ended by its own id. Used by `demo` and by the tests of chaos.
+Every process is ended by its own id, and is in a session of its own: no signal of a terminal reaches it.
+Used by `demo` and by the tests of chaos.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 STOP_SECONDS: Final = 5.0
 STARTS_MAX: Final = 20
 START_PAUSE: Final = 0.1
-UP_SECONDS: Final = (1.0, 3.0)
+UP_SECONDS: Final = (0.2, 2.0)
 """How long the upstream lives between two kills."""
 
 
@@ -46,8 +47,10 @@ class Program:
             sys.executable,
             "-m",
             *words,
+            stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             env={**os.environ, **(env or {})},
+            start_new_session=True,  # a Ctrl-C is for us: we end it, once nothing is sent any more
         )
         assert process.stdout is not None
         try:
@@ -78,6 +81,9 @@ class Program:
         except TimeoutError:
             await self.kill()
             return b""
+        finally:
+            if self.process.returncode is None:  # cancelled: it must not stay behind
+                self.process.kill()
         return said
 
 

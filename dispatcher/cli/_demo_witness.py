@@ -14,7 +14,7 @@ import orjson
 from dispatcher.core.batch import Failure, Reply
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from dispatcher.transport import Transport
 
@@ -38,7 +38,7 @@ class Witness:
         """Pass it on, and count its messages if their answer is lost."""
         answer = await self._transport.post_batch(body, timeout=timeout)
         number = len(orjson.loads(body))
-        if is_lost(answer, number):
+        if is_lost(answer, lambda entries: fits_batch(entries, number)):
             self.lost += number
         return answer
 
@@ -47,16 +47,20 @@ class Witness:
     ) -> Reply | Failure:
         """The same for one message."""
         answer = await self._transport.post_single(target, headers, body, timeout=timeout)
-        self.lost += is_lost(answer, None)
+        self.lost += is_lost(answer, lambda entry: fits_single(entry, target))
         return answer
+
+    def set_token(self, token: str) -> None:
+        """Use another token from the next request on."""
+        self._transport.set_token(token)
 
     async def aclose(self) -> None:
         """Close every connection."""
         await self._transport.aclose()
 
 
-def is_lost(answer: Reply | Failure, number: int | None) -> bool:
-    """Whether this answer to a batch of `number` messages (`None`: to a single one) leaves them unknown."""
+def is_lost(answer: Reply | Failure, fits: Callable[[object], bool]) -> bool:
+    """Whether this answer leaves the request's messages unknown; `fits` judges the value of a 2xx reply."""
     if isinstance(answer, Failure):
         return answer.certainty == "unknown"
     if answer.status == 503:
@@ -64,9 +68,18 @@ def is_lost(answer: Reply | Failure, number: int | None) -> bool:
     if not 200 <= answer.status < 300:
         return answer.status in SAYS_NOTHING
     try:
-        entries = orjson.loads(answer.body)
+        return not fits(orjson.loads(answer.body))
     except orjson.JSONDecodeError:
         return True
-    if number is None or (number == 1 and isinstance(entries, dict)):
-        return not isinstance(entries, dict | list)
-    return not isinstance(entries, list) or len(entries) != number
+
+
+def fits_batch(entries: object, number: int) -> bool:
+    """An entry for each message; a single one may come unwrapped."""
+    if isinstance(entries, dict):
+        return number == 1
+    return isinstance(entries, list) and len(entries) == number
+
+
+def fits_single(entry: object, target: str) -> bool:
+    """An object; only a URL group, whose name has no scheme, is answered with an array."""
+    return isinstance(entry, dict) or (isinstance(entry, list) and "://" not in target)

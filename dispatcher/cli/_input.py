@@ -8,8 +8,10 @@ end, and a command that is told to stop stops.
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import stat
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
 
@@ -29,12 +31,14 @@ class Input:
         name: A path, or `-` for standard input.
 
     Raises:
-        OSError: It cannot be opened, or is a directory.
+        OSError: It cannot be opened, is a directory, or the process was started without a standard input.
     """
 
     def __init__(self, name: str) -> None:
         self.is_standard = name == STANDARD_INPUT
         self.name = "standard input" if self.is_standard else name
+        if self.is_standard and sys.stdin is None:  # it was closed when the process was started
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
         self._fd = 0 if self.is_standard else os.open(name, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
         facts = os.fstat(self._fd)
         if stat.S_ISDIR(facts.st_mode):

@@ -6,7 +6,9 @@ when `write` returns: a process that is killed has lost no receipt that it had w
 
 from __future__ import annotations
 
+import errno
 import os
+import sys
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Final, Self
@@ -72,6 +74,8 @@ class Outputs:
         if name is None:
             return None
         if name == STANDARD_OUTPUT:
+            if sys.stdout is None:  # it was closed when the process was started
+                raise OSError(errno.EBADF, os.strerror(errno.EBADF))
             file: IO[bytes] = os.fdopen(os.dup(1), "wb", buffering=0)
         else:
             file = open(name, "wb", buffering=0)  # noqa: SIM115, PTH123 - closed in `close`; `-` is no path

@@ -48,8 +48,8 @@ T = TypeVar("T")
 class Reporter(Protocol):
     """Who is told about lines that were not delivered, in the order of the input."""
 
-    def problem(self, number: int, problem: Problem) -> None:
-        """One line's; of very many, the first of each block."""
+    def problem(self, number: int, problem: Problem, lines: int = 1) -> None:
+        """That of so many lines of a block, `number` the first; of very many kinds, the first of each."""
         ...
 
 
@@ -198,7 +198,7 @@ class Pipeline:
             except QueueFull:
                 places.append(await self._put(found))
             except AdmissionError as error:
-                places.append(self._refused(error))
+                places.append(self._refused(error, found))
             else:
                 delivery.is_claimed = True
                 places.append(delivery)
@@ -207,14 +207,14 @@ class Pipeline:
         try:
             delivery = await self._dispatcher.put(message)
         except AdmissionError as error:
-            return self._refused(error)
+            return self._refused(error, message)
         delivery.is_claimed = True
         return delivery
 
-    def _refused(self, error: AdmissionError) -> Problem:
+    def _refused(self, error: AdmissionError, message: Message) -> Problem:
         if isinstance(error, DispatcherClosed):
             self._stop.ask(str(error))
-        return refused(error)
+        return refused(error, message.headers)
 
     # ------------------------------------------------------------------------------------------- settling
 
@@ -228,8 +228,8 @@ class Pipeline:
     def _consider(self, error: DeliveryError) -> None:
         """Would every further line meet the same end?"""
         statistics = self._dispatcher.statistics()
-        if isinstance(error, Halted) and not statistics.delivered:
-            self._stop.ask(error.reason, is_refused=True)
+        if isinstance(error, Halted):
+            self._stop.ask(error.reason, is_refused=not statistics.delivered)
         answered = any(outcome.isdigit() for outcome in statistics.requests)
         if isinstance(error, DeadlineExceeded) and not answered:
             config = self._dispatcher.config
@@ -254,8 +254,8 @@ class Pipeline:
                 self.totals.add(block)
                 self._held_lines -= block.length
                 self._held_bytes -= block.size_bytes
-                for number, problem in block.problems:
-                    self._reporter.problem(number, problem)
+                for alike in block.problems.values():
+                    self._reporter.problem(*alike)
             self._has_room.set()
 
     def _take_settled(self) -> list[Block]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import orjson
 
-from dispatcher.core.wire import DEDUPLICATION_ID
+from dispatcher.checks import DEDUPLICATION_ID
 from dispatcher.ndjson import LineTooLong
 from dispatcher.sdk import FAILURE_KEY, RAW_BASE64_KEY, RAW_KEY
 
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 BAD_LINE: Final = "BadLine"
 STOPPED: Final = "Stopped"
+Likeness = tuple[str, str, str, str | None]
+"""Kind, reason, certainty and last outcome of a problem; not how often it was tried."""
 _FOLDED_ID: Final = DEDUPLICATION_ID.lower()
 
 
@@ -36,6 +38,12 @@ class Problem(NamedTuple):
     attempts: tuple[Attempt, ...] = ()
     status: int | None = None
     deduplication_id: str | None = None
+
+    @property
+    def likeness(self) -> Likeness:
+        """Equal for lines that failed for the same reason."""
+        last = self.attempts[-1].outcome if self.attempts else None
+        return self.kind, self.reason, self.certainty, last
 
     def __str__(self) -> str:
         if not self.attempts:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from dispatcher.cli._input import Input
-    from dispatcher.cli._records import Problem
+    from dispatcher.cli._records import Likeness, Problem
     from dispatcher.dispatcher import Dispatcher
 
 PROBLEMS_TOLD: Final = 20
@@ -30,8 +30,10 @@ REDRAW_SECONDS: Final = 0.25
 RATE_DRAWS: Final = 8
 """The rate is that of the last two seconds."""
 SILENCE_SECONDS: Final = 2.0
-_CLOSING: Final = "closed with undelivered messages"
-"""What the library says of a drain that was not clean: the summary says it better."""
+REPEAT_SECONDS: Final = 10.0
+"""For so long the library's log does not say the same thing again, with other numbers."""
+_TOLD_AT_THE_END: Final = ("closed with undelivered messages", "failed at first contact")
+"""What the library says of what ends the sending: the last lines say it."""
 _CLEAR: Final = "\r\x1b[K"
 
 
@@ -49,7 +51,9 @@ class Screen:
         self.name = name
         self._is_quiet = is_quiet
         self._line = ""
-        self._problems = 0
+        self._alike: dict[Likeness, tuple[int, int]] = {}
+        """Of each problem that was told: the line it was told of, and how many lines more have it."""
+        self._has_untold = False
 
     @property
     def is_terminal(self) -> bool:
@@ -71,17 +75,30 @@ class Screen:
             self._line = line
             self._write(_CLEAR + line)
 
-    def problem(self, number: int, problem: Problem) -> None:
-        """A line of the input that was not delivered; after the first few they are only counted."""
+    def problem(self, number: int, problem: Problem, lines: int = 1) -> None:
+        """Lines of the input that were not delivered for the same reason, `number` the first of them.
+
+        Each reason is told once, its other lines are counted; after the first few reasons all are.
+        """
         if problem.kind in UNTOLD:
             return
-        self._problems += 1
-        if self._problems <= PROBLEMS_TOLD:
+        if problem.likeness in self._alike:
+            first, more = self._alike[problem.likeness]
+            self._alike[problem.likeness] = (first, more + lines)
+        elif len(self._alike) < PROBLEMS_TOLD:
+            self._alike[problem.likeness] = (number, lines - 1)
             self.say(f"line {number:,}: {problem}")
-        elif self._problems == PROBLEMS_TOLD + 1:
+        elif not self._has_untold:
+            self._has_untold = True
             self.say(
                 "further lines that are not delivered are only counted; --receipts and --failures list all"
             )
+
+    def tell_alike(self) -> None:
+        """How many lines had the reasons that were told."""
+        for first, more in self._alike.values():
+            if more:
+                self.say(f"as line {first:,}: {more:,} more line{'' if more == 1 else 's'}")
 
     def _write(self, text: str) -> None:
         if self._stream is None:
@@ -92,17 +109,19 @@ class Screen:
 
 
 class _Handler(logging.Handler):
-    """The library's own log on the screen, the same text once."""
+    """The library's own log on the screen, without its repetitions."""
 
     def __init__(self, screen: Screen) -> None:
         super().__init__(logging.INFO)
         self._screen = screen
-        self._told: set[str] = set()
+        self._told_at: dict[str, float] = {}
 
     def emit(self, record: logging.LogRecord) -> None:
         text = self.format(record).removeprefix(f"{self._screen.name}: ")
-        if text not in self._told and _CLOSING not in text:
-            self._told.add(text)
+        if any(words in text for words in _TOLD_AT_THE_END):
+            return
+        if record.created - self._told_at.get(record.msg, -REPEAT_SECONDS) >= REPEAT_SECONDS:
+            self._told_at[record.msg] = record.created
             self._screen.say(text)
 
 

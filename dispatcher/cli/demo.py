@@ -9,8 +9,11 @@ again and again. `--control` breaks the upstream's deduplication: then the check
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 import secrets
+import signal
+import sys
 import tempfile
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -24,8 +27,7 @@ from dispatcher.cli._demo_witness import Witness
 from dispatcher.cli.audit import Sent, audit
 from dispatcher.cli.dev import load_plan
 from dispatcher.cli.loop import run_in_loop
-from dispatcher.config import Config, TransportSettings
-from dispatcher.devserver.chaosplan import ChaosPlan
+from dispatcher.config import Config, RetrySettings, TransportSettings
 from dispatcher.devserver.client import UpstreamClient
 from dispatcher.dispatcher import Dispatcher
 from dispatcher.errors import ConfigError, DispatcherError
@@ -33,7 +35,7 @@ from dispatcher.transport import HTTPTransport
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Coroutine
 
 MESSAGES: Final = 20_000
 MESSAGES_CHAOS: Final = 100_000
@@ -56,14 +58,23 @@ FAULTS_CHAOS: Final = (
     "burst_reset=300ms daily_reset=1s drip_over=200ms "
     f"poison_400={POISON}" + (f" poison_500={POISON_500}" if SENDS_POISON_500 else "")
 )
-"""Every kind of fault. Error entries spare the queues: there the service itself breaks the order."""
+"""Every kind of fault but a refused token, which would hold everything for half a minute at a time.
+
+Error entries spare the queues: there it is the service itself that breaks the order.
+"""
 PROXY_CHAOS: Final = (
     "latency=exponential(1ms) refuse=0.01 stall=0.004 hang=0.004 reset=0.02 half_close=0.01 truncate=0.01 "
     "drip=0.01 reuse_reset=0.01 reuse_reset_after=0.01 stall_for=1200ms drip_over=200ms"
 )
 """A stall outlasts an attempt: its request arrives after it was given up, and perhaps sent again."""
+SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+DRAIN_WITHIN: Final = 1.0
+"""Only what was interrupted has anything to drain."""
 ATTEMPT_TIMEOUT: Final = 2.0
 ATTEMPT_TIMEOUT_CHAOS: Final = 1.0
+RETRY: Final = RetrySettings()
+RETRY_CHAOS: Final = RetrySettings(max_delay=1.0)
+"""The upstream is away for less than a second at a time: nothing is gained by waiting for longer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +90,7 @@ class Show:
     deduplication: str
     producers: int
     attempt_timeout: float
+    retry: RetrySettings
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -112,7 +124,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the demonstration; returns its exit code. Raises `ConfigError`."""
-    return run_in_loop(_demo(_show(arguments)))
+    return run_in_loop(_until_signalled(_demo(_show(arguments))))
+
+
+async def _until_signalled(demo: Coroutine[None, None, int]) -> int:
+    """Run it to its end, or until the first signal; then its processes are ended, and nothing is checked."""
+    loop = asyncio.get_running_loop()
+    running = loop.create_task(demo)
+    received: list[signal.Signals] = []
+
+    def on_signal(number: signal.Signals) -> None:
+        if not received:  # a second one would interrupt what ends the processes
+            received.append(number)
+            logging.getLogger("dispatcher").setLevel(logging.CRITICAL)  # what is given up is no news
+            running.cancel()
+
+    for number in SIGNALS:
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as under `nohup`
+            loop.add_signal_handler(number, on_signal, number)
+    try:
+        return await running
+    except asyncio.CancelledError:
+        if not received:
+            raise
+    print(f"dispatcher demo: {received[0].name}: stopped, and nothing was checked", file=sys.stderr)
+    return 128 + received[0]
 
 
 def _show(arguments: argparse.Namespace) -> Show:
@@ -130,7 +166,8 @@ def _show(arguments: argparse.Namespace) -> Show:
         faults = FAULTS_CHAOS if chaos else FAULTS
     load_plan(faults)
     # Without ids a refused batch is not searched, and its neighbours would fail with the poisoned one.
-    messages = build(number, poison=not off, poison_500=chaos and not off and SENDS_POISON_500)
+    with_500 = SENDS_POISON_500 and chaos and not off and not arguments.control
+    messages = build(number, poison=not off, poison_500=with_500)
     return Show(
         messages=messages,
         faults=faults,
@@ -140,10 +177,13 @@ def _show(arguments: argparse.Namespace) -> Show:
         deduplication=arguments.deduplication,
         producers=PRODUCERS_CHAOS if chaos else PRODUCERS,
         attempt_timeout=ATTEMPT_TIMEOUT_CHAOS if chaos else ATTEMPT_TIMEOUT,
+        retry=RETRY_CHAOS if chaos else RETRY,
     )
 
 
 async def _demo(show: Show) -> int:
+    if show.proxy is not None:  # that the upstream is away, and there again, is no news here
+        logging.getLogger("dispatcher").setLevel(logging.ERROR)
     with tempfile.TemporaryDirectory(prefix="dispatcher-demo-") as directory:
         state = Path(directory) / "state" if show.proxy is not None else None
         upstream = Upstream(
@@ -174,6 +214,8 @@ async def _send(show: Show, upstream: Upstream) -> Facts:
             token=upstream.token,
             url=upstream.url if proxy is None else proxy.url,
             deduplication="off" if show.deduplication == "off" else "auto",
+            drain_within=DRAIN_WITHIN,
+            retry=show.retry,
             transport=TransportSettings(attempt_timeout=show.attempt_timeout),
         )
         witness = Witness(HTTPTransport(config))
@@ -181,9 +223,11 @@ async def _send(show: Show, upstream: Upstream) -> Facts:
         began = loop.time()
         async with Dispatcher(config, name="demo", transport=witness) as dispatcher:
             progress = asyncio.create_task(show_progress(dispatcher, len(show.messages)))
-            await _produce(dispatcher, show.messages, show.producers)
+            try:
+                await _produce(dispatcher, show.messages, show.producers)
+            finally:
+                progress.cancel()
             seconds = loop.time() - began
-            progress.cancel()
             retried = sum(dispatcher.statistics().retried.values())
     return Facts(
         seconds=seconds,
@@ -195,7 +239,7 @@ async def _send(show: Show, upstream: Upstream) -> Facts:
 
 @asynccontextmanager
 async def _proxied(show: Show, upstream: Upstream) -> AsyncIterator[Proxy | None]:
-    """The proxy in front of an upstream that dies all the time; at the end it lives, and the proxy is gone."""
+    """The proxy before an upstream that dies all the time; at the end it lives, and the proxy is gone."""
     print(f"local upstream with faults at {upstream.url}, in its own process", flush=True)
     if show.proxy is None:
         yield None

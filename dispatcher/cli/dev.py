@@ -5,21 +5,20 @@ from __future__ import annotations
 import argparse
 import asyncio
 import gc
+import math
 import os
 import secrets
 import signal
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import Final, TypeVar
 
+from dispatcher.cli.loop import run_in_loop
 from dispatcher.devserver.faults import KINDS, FaultKind, FaultPlan
 from dispatcher.devserver.kinds import DURATIONS, ITEM_RATES
 from dispatcher.devserver.latency import ALLOWED as LATENCY_FORMS
 from dispatcher.devserver.server import LocalUpstream
 from dispatcher.devserver.upstream import BATCH_BYTES, MIB
 from dispatcher.errors import ConfigError
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 Number = TypeVar("Number", int, float)
 PORT: Final = 8089
@@ -70,8 +69,7 @@ def run(arguments: argparse.Namespace) -> int:
         state=arguments.state,
     )
     gc.set_threshold(GC_THRESHOLD)
-    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-        runner.run(_serve(upstream, arguments.port_file))
+    run_in_loop(_serve(upstream, arguments.port_file))
     return 0
 
 
@@ -82,7 +80,10 @@ def load_plan(text: str) -> FaultPlan:
         try:
             return FaultPlan.parse_toml(path.read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError("faults", text, f"the file cannot be read: {error}") from None
+            problem = f"{text!r} cannot be read: {getattr(error, 'strerror', None) or error}"
+            raise ConfigError(
+                "faults", text, "wanted is NAME=RATE …, or a TOML file", problem=problem
+            ) from None
     return FaultPlan.parse(text)
 
 
@@ -115,22 +116,20 @@ async def _serve(upstream: LocalUpstream, port_file: Path | None) -> None:
 
 def _write_port(path: Path, port: int) -> None:
     # Whoever waits for the file must never see half a number.
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(f"{port}\n", encoding="ascii")
-    partial.replace(path)
-
-
-def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
     try:
-        import uvloop
-    except ImportError:
-        return None
-    return uvloop.new_event_loop
+        partial = path.with_name(f"{path.name}.partial")
+        partial.write_text(f"{port}\n", encoding="ascii")
+        partial.replace(path)
+    except (OSError, ValueError) as error:  # ValueError: a path without a name
+        problem = f"{str(path)!r} cannot be written: {getattr(error, 'strerror', None) or error}"
+        raise ConfigError(
+            "port-file", str(path), "wanted is a file in a folder that is there", problem=problem
+        ) from None
 
 
 def _at_least(name: str, value: Number, least: int) -> Number:
-    if value < least:
-        raise ConfigError(name, value, f"it must be at least {least}")
+    if not least <= value < math.inf:  # so no NaN either
+        raise ConfigError(name, value, f"it must be a number, at least {least}")
     return value
 
 

@@ -77,7 +77,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.description, parser.epilog = DESCRIPTION, EPILOG
     add = parser.add_argument
-    add("file", metavar="FILE", help="NDJSON file, or - for standard input")
+    add("file", metavar="FILE|-", help="NDJSON file, or - for standard input")
     add("--receipts", metavar="FILE", help="write one line for each line of the input; - for standard output")
     add("--failures", metavar="FILE", help="write what was not delivered, as lines to send again")
     add("--token-file", metavar="FILE", help="file that holds the token, instead of QSTASH_TOKEN")
@@ -172,6 +172,7 @@ def _conclude(totals: Totals, stop: Stop, statistics: Statistics, seconds: float
     if stop.why is not None:
         rest = "it is the last one" if totals.is_input_read else "nothing after it was read"
         screen.fail(f"stopped at line {totals.read:,}: {stop.why}; {rest}")
+    screen.tell_alike()
     for line in _summary(totals, failed, statistics, seconds):
         screen.say(line)
     if stop.is_refused:

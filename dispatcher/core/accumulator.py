@@ -20,7 +20,9 @@ from typing import TYPE_CHECKING, Final
 from dispatcher.core.batch import WAITING, Batch, Entry, Lane
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from dispatcher.core.batch import LanePolicy
 
 SWEEP_AT_LEAST: Final = 64
 """Withdrawn entries are swept out of a lane when there are this many and they are more than half."""
@@ -30,24 +32,22 @@ class Accumulator:
     """All lanes of one dispatcher."""
 
     __slots__ = (
-        *(
-            "_alone",
-            "_default",
-            "_heads",
-            "_lanes",
-            "_quantum",
-            "_ring",
-            "_ticks",
-            "max_bytes",
-            "max_messages",
-        ),
+        *("_alone", "_default", "_heads", "_lanes", "_policies", "_quantum", "_ring", "_ticks"),
+        *("max_bytes", "max_messages"),
         *("sendable_bytes", "sendable_messages", "waiting_bytes", "waiting_messages"),
     )
 
-    def __init__(self, max_messages: int, max_bytes: int, quantum_bytes: int) -> None:
+    def __init__(
+        self,
+        max_messages: int,
+        max_bytes: int,
+        quantum_bytes: int,
+        policies: Mapping[str, LanePolicy] | None = None,
+    ) -> None:
         self.max_messages = max_messages
         self.max_bytes = max_bytes
         self._quantum = quantum_bytes
+        self._policies = policies or {}
         self._default = Lane(None, False, deque())
         self._alone = Lane(None, False, deque())
         self._lanes: dict[str, Lane] = {}
@@ -111,13 +111,36 @@ class Accumulator:
         """`entries` that had left an ordered lane are settled or restored; the last one unmutes it."""
         lane.unresolved -= entries
         assert lane.unresolved >= 0, "an ordered lane resolved more than had left it"
+        if lane.unresolved == 0 and entries and not lane.is_stopped:
+            self._unmute(lane)
+
+    def stop(self, lane: Lane) -> None:
+        """Nothing of this lane goes out until it is resumed."""
+        if not lane.is_muted:
+            self.sendable_messages -= lane.count
+            self.sendable_bytes -= lane.size_bytes
+        lane.is_stopped = True
+        if lane.key is not None:
+            self._lanes.setdefault(lane.key, lane)  # dropped with its last message, which is what stops it
+        self._forget_head(lane)
+
+    def resume(self, queue: str) -> bool:
+        """Let a stopped lane go on; false if it is not stopped."""
+        lane = self._lanes.get(queue)
+        if lane is None or not lane.is_stopped:
+            return False
+        lane.is_stopped = False
         if lane.unresolved == 0:
-            self.sendable_messages += lane.count
-            self.sendable_bytes += lane.size_bytes
-            if lane.count:
-                self._enqueue(lane, first=True)
-            else:
-                self._drop(lane)
+            self._unmute(lane)
+        return True
+
+    def _unmute(self, lane: Lane) -> None:
+        self.sendable_messages += lane.count
+        self.sendable_bytes += lane.size_bytes
+        if lane.count:
+            self._enqueue(lane, first=True)
+        else:
+            self._drop(lane)
 
     # ----------------------------------------------------------------------------------------- looking
 
@@ -149,6 +172,11 @@ class Accumulator:
             for entry in lane.waiting:
                 if entry.state == WAITING:
                     yield entry
+
+    @property
+    def stopped(self) -> tuple[str, ...]:
+        """Queues that stopped at a failed message."""
+        return tuple(name for name, lane in self._lanes.items() if lane.is_stopped)
 
     @property
     def lanes(self) -> list[Lane]:
@@ -184,7 +212,9 @@ class Accumulator:
             if taken and lane.ordered:
                 earlier = touched.get(id(lane), (lane, 0))[1]
                 touched[id(lane)] = (lane, earlier + taken)
-            if lane.deficit <= 0:
+            if lane.is_strict and taken:
+                self._leave_ring(lane)  # its next message waits for this one
+            elif lane.deficit <= 0:
                 ring.rotate(-1)
         ring.extendleft(reversed(aside))
         for lane, left in touched.values():
@@ -228,6 +258,8 @@ class Accumulator:
             if entry.single is not None or len(entries) == self.max_messages or size >= space:
                 is_full = True
                 break
+            if lane.is_strict:
+                break
         self._remove(lane, taken, taken_bytes)
         if lane.count == 0:
             lane.deficit = 0
@@ -241,6 +273,9 @@ class Accumulator:
         lane = self._lanes.get(entry.queue)
         if lane is None:
             lane = self._lanes[entry.queue] = Lane(entry.queue, True, deque())
+            policy = self._policies.get(entry.queue)
+            if policy is not None:
+                lane.is_strict, lane.stops = policy.strict, policy.on_failure == "stop"
         return lane
 
     def _add(self, lane: Lane, messages: int, size: int) -> None:
@@ -283,9 +318,15 @@ class Accumulator:
         lane.unresolved += left
         self._forget_head(lane)
 
+    def _leave_ring(self, lane: Lane) -> None:
+        if self._ring and self._ring[0] is lane:
+            self._ring.popleft()
+            lane.is_queued = False
+            lane.deficit = 0
+
     def _drop(self, lane: Lane) -> None:
         """An idle ordered lane costs nothing: it is made anew when its queue is used again."""
-        if lane.key is not None and self._lanes.get(lane.key) is lane:
+        if not lane.is_stopped and lane.key is not None and self._lanes.get(lane.key) is lane:
             del self._lanes[lane.key]
 
     @staticmethod

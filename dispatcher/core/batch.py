@@ -37,6 +37,16 @@ class Rng(Protocol):
     def uniform(self, a: float, b: float, /) -> float: ...
 
 
+class LanePolicy(Protocol):
+    """What an ordered lane is told; `config.Queue` fits."""
+
+    @property
+    def strict(self) -> bool: ...
+
+    @property
+    def on_failure(self) -> str: ...
+
+
 class SingleRequest(Struct, gc=False, frozen=True):
     """How a message that cannot be batched leaves: a request of its own, with raw bytes as its body."""
 
@@ -49,7 +59,16 @@ class Trouble(Struct):
     """What went wrong with an entry so far."""
 
     first_sent_at: float
+    attempts: int = 0
+    """Requests that carried it and did not settle it."""
     failures: int = 0
+    """Those of them that are charged: not what the service put off."""
+    streak: int = 0
+    """Those since it was last halved away from others: the back-off's exponent."""
+    suspicions: int = 0
+    """Failures that the message itself may have caused."""
+    seen_accepted: int = 0
+    """How many requests the service had accepted at the first of those."""
     error_entries: int = 0
     certainty: Certainty = "not_sent"
     window_ends_at: float | None = None
@@ -61,9 +80,11 @@ class Trouble(Struct):
         if CERTAINTIES[certainty] > CERTAINTIES[self.certainty]:
             self.certainty = certainty
 
-    def record(self, attempt: Attempt) -> None:
+    def record(self, attempt: Attempt, *, is_charged: bool) -> None:
         """Remember one failed attempt; of very many, the first and the last."""
-        self.failures += 1
+        self.attempts += 1
+        self.failures += is_charged
+        self.streak += is_charged
         if len(self.history) >= HISTORY_LENGTH:
             del self.history[HISTORY_HEAD]
         self.history.append(attempt)
@@ -79,8 +100,13 @@ class Lane(Struct, eq=False):
     """Live entries waiting; withdrawn ones are subtracted at once and skipped when met."""
     size_bytes: int = 0
     unresolved: int = 0
-    """Entries of an ordered lane that left and are not settled; above zero the lane is muted."""
+    """Entries of an ordered lane that left and are not settled; above zero it is muted."""
     deficit: int = 0
+    is_strict: bool = False
+    """One message in flight at a time."""
+    stops: bool = False
+    """It stops at a failed message, until it is resumed."""
+    is_stopped: bool = False
     is_queued: bool = False
     """It stands in the ring of ready lanes."""
     head_at: float = -1.0
@@ -88,7 +114,7 @@ class Lane(Struct, eq=False):
 
     @property
     def is_muted(self) -> bool:
-        return self.ordered and self.unresolved > 0
+        return self.ordered and (self.unresolved > 0 or self.is_stopped)
 
 
 class Entry(Struct, eq=False):
@@ -126,18 +152,28 @@ class Batch(Struct, eq=False):
     size_bytes: int
     """Sum of the entries' encoded bytes."""
     reason: str
-    """Why it left: messages, bytes, linger, idle, flush, room, drain, retry, isolation, single."""
+    """Why it left: messages, bytes, linger, idle, flush, room, drain, retry, isolation, single, probe,
+    halving."""
     single: SingleRequest | None = None
     isolation: Isolation | None = None
     """Set on a probe."""
+    is_sealed: bool = False
+    """Its entries failed together before: they travel by themselves, not with others."""
     number: int = 0
     started_at: float = 0.0
     timeout: float = 0.0
     """Seconds this attempt may take."""
     has_ordered: bool = False
     """Some of its entries belong to ordered lanes."""
+    slept: float = 0.0
+    """Seconds that the machine was suspended while this was out, of which its clock knows nothing."""
     has_expired: bool = False
     """An entry settled at its deadline while this batch was in flight."""
+
+    @property
+    def is_apart(self) -> bool:
+        """Not taken from the lanes: a probe, or a half of what failed together."""
+        return self.is_sealed or self.isolation is not None
 
     def body(self) -> bytes:
         """The request's body."""
@@ -153,6 +189,8 @@ class Reply(Struct, gc=False):
     body: bytes
     headers: dict[str, str] = {}
     """Lower-case names; only those the core reads: `retry-after` and the `ratelimit-…` families."""
+    unix_at: float = 0.0
+    """The service's clock when it answered, in unix seconds (ours if it did not say)."""
 
 
 class Failure(Struct, gc=False):

@@ -26,16 +26,17 @@ from dispatcher.core.batch import (
     Step,
 )
 from dispatcher.core.ceiling import Ceiling
-from dispatcher.core.gate import Gate
+from dispatcher.core.gate import Gate, Permit
 from dispatcher.core.limit import FixedLimit, Limit
 from dispatcher.core.retry import Backoffs, Group
 from dispatcher.core.room import Room
+from dispatcher.core.setback import age
 from dispatcher.core.settlement import apply_answer, fail_parked
 from dispatcher.core.tally import Tally, add
 from dispatcher.errors import DeadlineExceeded
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from dispatcher.config import Config
     from dispatcher.core.isolation import Isolation
@@ -44,6 +45,8 @@ if TYPE_CHECKING:
 SWEEP_SECONDS_PER_ENTRY: Final = 2e-6
 """Looking for expired entries costs about 0.1 µs each; at most a twentieth of the time goes into it."""
 TIMEOUT_MIN: Final = 0.001
+SPARE_LANES: Final = frozenset({"withdrawn", "abandoned"})
+"""Outcomes that stop no queue: they are our own doing."""
 
 
 class Engine:
@@ -66,7 +69,7 @@ class Engine:
         )
         batch = config.batch
         self.ceiling = Ceiling(batch.max_messages, batch.max_bytes)
-        self.lanes = Accumulator(batch.max_messages, batch.max_bytes, batch.quantum_bytes)
+        self.lanes = Accumulator(batch.max_messages, batch.max_bytes, batch.quantum_bytes, config.queues)
         self.backoffs = Backoffs()
         self.isolations: list[Isolation] = []
         self.out: dict[int, Batch] = {}
@@ -81,12 +84,14 @@ class Engine:
         self.unsettled: dict[int, int] = {}
         """Held entries by flush epoch."""
         self.repeats: deque[Batch] = deque()
-        """Probes whose back-off is over."""
+        """Probes, and halves of what failed together, whose back-off is over."""
+        self.acceptances = 0
+        """Requests of which the service took something."""
         self._epoch = 0
         self._flushed = -1
         self._batches = 0
-        self._probes = 0
-        """Probes in flight."""
+        self._apart = 0
+        """Batches in flight that did not come from the lanes."""
 
     # ------------------------------------------------------------------------------------------ inputs
 
@@ -100,14 +105,16 @@ class Engine:
         if entry.deadline < self.next_expiry:
             self.next_expiry = entry.deadline
         self.lanes.append(entry)
+        if self.gate.outlasts(entry.deadline):
+            self.fail_quota((entry,))
 
     def complete(self, batch: Batch, answer: Reply | Failure, now: float) -> None:
         """The answer to a batch that `poll` started."""
         was_reached = len(self.out) >= self.limit.value and self.lanes.sendable_messages > 0
         if self.out.pop(batch.number, None) is None:
             return  # abandoned meanwhile: everything of it is settled
-        if batch.isolation is not None:
-            self._probes -= 1
+        if batch.is_apart:
+            self._apart -= 1
         apply_answer(self, batch, answer, now, was_reached=was_reached)
 
     def withdraw(self, entry: Entry) -> bool:
@@ -128,6 +135,18 @@ class Engine:
     def is_flushed(self, epoch: int) -> bool:
         """Everything offered before that flush has settled."""
         return not self.unsettled or min(self.unsettled) > epoch
+
+    def resume(self, queue: str) -> bool:
+        """Let a queue go on that stopped at a failed message; false if it is not stopped."""
+        return self.lanes.resume(queue)
+
+    def unhalt(self) -> None:
+        """The token was replaced: try at once."""
+        self.gate.unhalt()
+
+    def age(self, seconds: float) -> None:
+        """The machine was suspended for so long, as its wall clock tells."""
+        age(self, seconds)
 
     def drain(self, deadline: float, now: float) -> None:
         """Stop lingering, bring back-offs forward; what is held at `deadline` is abandoned."""
@@ -155,19 +174,24 @@ class Engine:
         if self.gate.is_refusing(now):
             fail_parked(self, now)
         start: list[Batch] = []
-        while len(self.out) < self.limit.value and (batch := self._next(now)) is not None:
+        while len(self.out) < self.limit.value:
+            permit = self.gate.permit(now)
+            batch = None if permit is Permit.NOTHING else self._next(now, permit)
+            if batch is None:
+                break
             self._start(batch, now)
+            self.gate.on_start(batch.number, permit)
             start.append(batch)
         settled, self.settled = self.settled, []
         return Step(start, settled, self._wake_at(now))
 
-    def _next(self, now: float) -> Batch | None:
+    def _next(self, now: float, permit: Permit) -> Batch | None:
         """The next batch that may start, in the order probes, lanes."""
         if self.isolations or self.repeats:
-            probe = self._next_probe()
-            if probe is not None:
-                return probe
-        reason = self._ready(now)
+            apart = self._next_apart()
+            if apart is not None:
+                return apart
+        reason = self._ready(now, permit)
         if reason is not None:
             batch = self.lanes.take()
             if batch is not None:
@@ -178,7 +202,7 @@ class Engine:
             return batch
         return self.lanes.take_alone() if self.lanes.has_alone() else None
 
-    def _ready(self, now: float) -> str | None:
+    def _ready(self, now: float, permit: Permit) -> str | None:
         """Why the lanes may send now; `None` if they should wait for company."""
         lanes, batch = self.lanes, self.config.batch
         sendable = lanes.sendable_messages
@@ -188,6 +212,8 @@ class Engine:
             return "messages"
         if lanes.sendable_bytes + sendable + 1 >= lanes.max_bytes:
             return "bytes"
+        if permit is Permit.PROBE:
+            return "probe"
         if self.is_draining:
             return "drain"
         if self.room.waiting:
@@ -200,31 +226,48 @@ class Engine:
             return "flush"
         return "linger" if now >= oldest.admitted_at + batch.linger else None
 
-    def _next_probe(self) -> Batch | None:
-        """A probe of an isolation; together they never hold the last slot."""
-        if self._probes >= max(1, self.limit.value - 1):
+    def _next_apart(self) -> Batch | None:
+        """A probe or a half of what failed together; all of these never hold the last slot."""
+        if self._apart >= max(1, self.limit.value - 1):
             return None
         while self.repeats:
             batch = self.repeats.popleft()
-            isolation = batch.isolation
-            assert isolation is not None, "only probes are repeated whole"
-            live = [entry for entry in batch.entries if entry.state != SETTLED]
+            ready = self._ready_apart(batch.entries, batch.isolation)
+            if ready:
+                return _apart(ready, batch.isolation)
+        for isolation in self.isolations[: self.config.limit.isolations]:
+            while not isolation.is_probing:
+                entries = isolation.next_probe()
+                if entries is None:
+                    self._end_isolation(isolation)
+                    return self._next_apart()
+                ready = self._ready_apart(entries, isolation)
+                if ready:
+                    return _apart(ready, isolation)
+        return None
+
+    def _ready_apart(self, entries: list[Entry], isolation: Isolation | None) -> list[Entry]:
+        """Those of a set-apart batch that may go: not settled, and not of a queue that has stopped since."""
+        live = [entry for entry in entries if entry.state != SETTLED]
+        stopped = [entry for entry in live if entry.lane is not None and entry.lane.is_stopped]
+        if stopped:
+            if isolation is not None:  # what follows them must not be probed before they have gone
+                stopped += isolation.extract({id(entry.lane) for entry in stopped})
+            self.counts[ISOLATED] -= len(stopped)
+            self.lanes.restore(stopped)
+            live = [entry for entry in live if entry.state == ISOLATED]
+        if isolation is not None:
             if live:
                 isolation.shrink(live)
-                return _probe(isolation, live)
-            isolation.on_void()
-        for isolation in self.isolations[: self.config.limit.isolations]:
-            if isolation.is_probing:
-                continue
-            entries = isolation.next_probe()
-            if entries is not None:
-                return _probe(isolation, entries)
-            self.isolations.remove(isolation)
-            if isolation.is_of_size and not isolation.has_culprit:
-                self.ceiling.on_too_large(*isolation.size, isolation.largest_passed)
-                self.heed_ceiling()
-            return self._next_probe()
-        return None
+            else:
+                isolation.on_void()
+        return live
+
+    def _end_isolation(self, isolation: Isolation) -> None:
+        self.isolations.remove(isolation)
+        if isolation.is_of_size and not isolation.has_culprit:
+            self.ceiling.on_too_large(*isolation.size, isolation.largest_passed)
+            self.heed_ceiling()
 
     def heed_ceiling(self) -> None:
         """Batches are as large as the service is known to take."""
@@ -236,9 +279,9 @@ class Engine:
         for entry in entries:
             entry.state = IN_FLIGHT
         self.counts[IN_FLIGHT] += len(entries)
-        if batch.isolation is not None:
+        if batch.is_apart:
             self.counts[ISOLATED] -= len(entries)
-            self._probes += 1
+            self._apart += 1
         self._batches += 1
         batch.number = self._batches
         batch.started_at = now
@@ -255,15 +298,14 @@ class Engine:
         """A back-off is over: entries go to the front of their lanes, a probe is repeated whole."""
         live = [entry for entry in group.entries if entry.state != SETTLED]
         self.counts[BACKING_OFF] -= len(live)
-        if group.isolation is None:
+        if not group.is_sealed and group.isolation is None:
             self.lanes.restore(live)
         elif live:
             for entry in live:
                 entry.state = ISOLATED
             self.counts[ISOLATED] += len(live)
-            group.isolation.shrink(live)
-            self.repeats.append(_probe(group.isolation, live))
-        else:
+            self.repeats.append(_apart(live, group.isolation))
+        elif group.isolation is not None:
             group.isolation.on_void()
 
     def _expire(self, now: float) -> None:
@@ -277,19 +319,29 @@ class Engine:
         for entry in list(self.held()):
             held += 1
             if entry.deadline <= now:
-                outcome = failures.expired(entry, now)
-                is_late = isinstance(outcome, DeadlineExceeded)
-                self.settle(entry, outcome, "deadline_exceeded" if is_late else "unknown")
+                self._settle_expired(entry, now)
             elif entry.deadline < earliest:
                 earliest = entry.deadline
         for batch in self.out.values():
             batch.has_expired = batch.has_expired or any(e.state == SETTLED for e in batch.entries)
         self.next_expiry = max(earliest, now + held * SWEEP_SECONDS_PER_ENTRY)
 
+    def _settle_expired(self, entry: Entry, now: float) -> None:
+        refusal = self.gate.refusal
+        if refusal is not None:
+            self.settle(entry, failures.halted(entry, refusal, now), "halted")
+            return
+        outcome = failures.expired(entry, now)
+        is_late = isinstance(outcome, DeadlineExceeded)
+        self.settle(entry, outcome, "deadline_exceeded" if is_late else "unknown")
+
     def _wake_at(self, now: float) -> float:
         if self.tally.admitted == self.settled_total:
             return float("inf")
         wake_at = min(self.next_expiry, self.backoffs.next_at, self.drain_at)
+        permit = self.gate.permit(now)
+        if permit is Permit.NOTHING:
+            return min(wake_at, self.gate.wake_at(now))
         if len(self.out) < self.limit.value and (oldest := self.lanes.oldest()) is not None:
             wake_at = min(wake_at, oldest.admitted_at + self.config.batch.linger)
         return wake_at
@@ -314,6 +366,17 @@ class Engine:
         add(self.tally.finished, word)
         self.settled_total += 1
         self.settled.append(entry)
+        lane = entry.lane
+        if lane is not None and lane.stops and not lane.is_stopped and word not in SPARE_LANES:
+            self.lanes.stop(lane)
+
+    def fail_quota(self, entries: Iterable[Entry]) -> None:
+        """Those that cannot live until the quota is filled again fail at once."""
+        pause = self.gate.pause
+        assert pause is not None, "no pause, no quota"
+        for entry in list(entries):
+            if self.gate.outlasts(entry.deadline):
+                self.settle(entry, failures.quota_exhausted(entry, pause), "quota_exhausted")
 
     def release_epochs(self, entries: Sequence[Entry]) -> None:
         """These have settled: the flushes that cover them wait for fewer."""
@@ -372,13 +435,22 @@ class Engine:
         for lane in self.lanes.lanes:
             out = [batch for batch in self.out.values() if any(e.lane is lane for e in batch.entries)]
             assert not lane.ordered or len(out) <= 1, "an ordered lane has two batches in flight"
+            sent = sum(entry.lane is lane for batch in out for entry in batch.entries)
+            assert not lane.is_strict or sent <= 1, "a strict lane has two messages in flight"
+        probe = self.gate.probe
+        assert probe is None or probe in self.out or not held, "the gate waits for a probe that is not out"
         if held and not self.out:
             assert self._wake_at(0.0) < float("inf"), "something is held and nothing will wake it"
 
 
-def _probe(isolation: Isolation, entries: list[Entry]) -> Batch:
-    size = sum(len(entry.data) for entry in entries)
-    ordered = any(entry.queue is not None for entry in entries)
+def _apart(entries: list[Entry], isolation: Isolation | None) -> Batch:
+    """A batch that does not come from the lanes: a probe, or a half of what failed together."""
     return Batch(
-        entries, size, "isolation", single=entries[0].single, isolation=isolation, has_ordered=ordered
+        entries,
+        sum(len(entry.data) for entry in entries),
+        "halving" if isolation is None else "isolation",
+        single=entries[0].single,
+        isolation=isolation,
+        is_sealed=isolation is None,
+        has_ordered=any(entry.queue is not None for entry in entries),
     )

@@ -15,13 +15,14 @@ from dispatcher.errors import (
     Halted,
     MessageRejected,
     OutcomeUnknown,
+    QuotaExhausted,
     RetriesExhausted,
 )
 from dispatcher.message import Message, public_destination
 
 if TYPE_CHECKING:
     from dispatcher.core.batch import Entry
-    from dispatcher.core.gate import Refusal
+    from dispatcher.core.gate import Pause, Refusal
 
 
 def certainty_of(entry: Entry) -> Certainty:
@@ -78,14 +79,25 @@ def exhausted(entry: Entry) -> RetriesExhausted:
     )
 
 
-def halted(entry: Entry, refusal: Refusal, now: float) -> Halted:
-    """The upstream refuses the token or the URL."""
+def quota_exhausted(entry: Entry, pause: Pause) -> QuotaExhausted:
+    """It cannot live until the daily quota is filled again."""
+    return QuotaExhausted(
+        f"{_to(entry)} cannot wait: the daily quota is spent for another {pause.seconds:,.0f} s",
+        reset_at=pause.reset_at,
+        message=_again(entry),
+        certainty=certainty_of(entry),
+        attempts=entry.attempts,
+    )
+
+
+def halted(entry: Entry, refusal: Refusal, now: float, *, is_answered: bool = False) -> Halted:
+    """The upstream refuses the token or the URL; `is_answered`: with that refusal this one came back."""
     return Halted(
         f"the upstream refuses this token or URL with {refusal.status}: {refusal.reason}",
         status=refusal.status,
         since=now - refusal.since,
         message=_again(entry),
-        certainty=known(entry),
+        certainty=known(entry) if is_answered else certainty_of(entry),
         attempts=entry.attempts,
     )
 

@@ -15,18 +15,22 @@ from typing import TYPE_CHECKING, Final
 from msgspec import Struct
 
 from dispatcher.core.batch import Entry, Failure, Reply, Rng
+from dispatcher.core.gate import PAUSE_MAX, Pause
 from dispatcher.core.replies import error_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from dispatcher.core.gate import PauseKind
     from dispatcher.core.isolation import Isolation
     from dispatcher.core.limit import Signal
     from dispatcher.errors import Certainty
 
 MAX_EXPONENT: Final = 30
-RETRY_AFTER_MAX: Final = 60.0
-"""Seconds a Retry-After of a burst may ask for and be believed."""
+MILLISECONDS_FROM: Final = 100_000_000_000
+"""A reset instant this large is in milliseconds: as seconds it would lie 3,000 years ahead."""
+INSTANT_FROM: Final = 1_000_000_000
+"""A reset below this is no unix time but a number of seconds from now, as the IETF draft has it."""
 
 
 class Verdict(Enum):
@@ -55,6 +59,8 @@ class Ruling(Struct, frozen=True):
     is_of_size: bool = False
     """The batch itself may be too large, and none of its messages to blame."""
     is_throttle: bool = False
+    is_suspicious: bool = False
+    """A message itself may have caused it: what fails together like this again and again is halved."""
     may_be_systemic: bool = False
     """One message's fault or the URL's: three refused alone with nothing accepted decide."""
 
@@ -66,18 +72,20 @@ _TOO_LARGE: Final = Ruling(Verdict.SPLIT, "not_accepted", "neutral", "too_large"
 _TOKEN: Final = Ruling(Verdict.HALT, "not_accepted", "neutral", "token_refused")
 _REDIRECT: Final = Ruling(Verdict.HALT, "not_accepted", "neutral", "redirected")
 _THROTTLED: Final = Ruling(Verdict.RETRY, "not_accepted", "overload", "throttled", is_throttle=True)
-_TROUBLE: Final = Ruling(Verdict.RETRY, "unknown", "neutral", "server_error")
-_OVERLOADED: Final = Ruling(Verdict.RETRY, "unknown", "overload", "server_error")
+_TROUBLE: Final = Ruling(Verdict.RETRY, "unknown", "neutral", "server_error", is_suspicious=True)
+_UNAVAILABLE: Final = Ruling(Verdict.RETRY, "unknown", "overload", "server_error")
+_GATEWAY_TIMEOUT: Final = Ruling(Verdict.RETRY, "unknown", "overload", "server_error", is_suspicious=True)
 _UNREADABLE: Final = Ruling(Verdict.RETRY, "unknown", "neutral", "unreadable_reply")
 _CONNECT: Final = Ruling(Verdict.RETRY, "not_sent", "overload", "connect_failed")
-_DISCONNECT: Final = Ruling(Verdict.RETRY, "unknown", "neutral", "disconnected")
-_TIMEOUT: Final = Ruling(Verdict.RETRY, "unknown", "timeout", "timed_out")
+_DISCONNECT: Final = Ruling(Verdict.RETRY, "unknown", "neutral", "disconnected", is_suspicious=True)
+_BROKEN_OFF: Final = Ruling(Verdict.RETRY, "unknown", "neutral", "disconnected")
+_TIMEOUT: Final = Ruling(Verdict.RETRY, "unknown", "timeout", "timed_out", is_suspicious=True)
 
 RULINGS: Final = {
     400: _INVALID,
     401: _TOKEN,
     403: _FORBIDDEN,
-    404: Ruling(Verdict.SPLIT, "not_accepted", "neutral", "invalid", infers=True, may_be_systemic=True),
+    404: Ruling(Verdict.SPLIT, "not_accepted", "neutral", "not_found", infers=True, may_be_systemic=True),
     405: _FORBIDDEN,
     408: _TROUBLE,
     409: _INVALID,
@@ -87,12 +95,12 @@ RULINGS: Final = {
     429: _THROTTLED,
     500: _TROUBLE,
     502: _TROUBLE,
-    503: _OVERLOADED,
-    504: _OVERLOADED,
+    503: _UNAVAILABLE,
+    504: _GATEWAY_TIMEOUT,
 }
 """The protocol's status table; `judge` adds what depends on more than the number."""
 
-FAILURES: Final = {"connect": _CONNECT, "disconnect": _DISCONNECT, "timeout": _TIMEOUT, "reply": _DISCONNECT}
+FAILURES: Final = {"connect": _CONNECT, "disconnect": _DISCONNECT, "timeout": _TIMEOUT, "reply": _BROKEN_OFF}
 
 
 def judge(answer: Reply | Failure) -> Ruling:
@@ -126,15 +134,33 @@ def describe(answer: Reply | Failure) -> str:
     return f"{answer.status} {words}".rstrip()
 
 
-def retry_after(answer: Reply | Failure) -> float:
-    """Seconds the service asked us to wait, 0 if it did not say (or not in seconds)."""
-    if isinstance(answer, Failure):
-        return 0.0
+def pause_of(reply: Reply) -> Pause | None:
+    """How long a throttled request's reply asks us to wait; `None` if it does not say.
+
+    From Retry-After (seconds) and the Reset of either family of rate-limit headers (unix time, in seconds or
+    milliseconds), measured by the service's own clock, so a wrong one here does not matter. The family
+    without `Burst-` is the daily quota.
+    """
+    headers = reply.headers
+    is_quota = "ratelimit-limit" in headers or "ratelimit-reset" in headers
+    reset = _number(headers.get("ratelimit-reset" if is_quota else "burst-ratelimit-reset", ""))
+    if reset >= MILLISECONDS_FROM:
+        reset /= 1000.0
+    left = reset - reply.unix_at if reset >= INSTANT_FROM else reset
+    seconds = max(_number(headers.get("retry-after", "")), left)
+    if seconds <= 0.0:
+        return None
+    kind: PauseKind = "quota" if is_quota else "throttle"
+    seconds = min(seconds, PAUSE_MAX[kind])
+    return Pause(kind, seconds, reply.unix_at + seconds)
+
+
+def _number(text: str) -> float:
     try:
-        seconds = float(answer.headers.get("retry-after", ""))
+        value = float(text)
     except ValueError:
         return 0.0
-    return min(seconds, RETRY_AFTER_MAX) if seconds > 0.0 else 0.0
+    return value if 0.0 < value < float("inf") else 0.0
 
 
 def backoff(rng: Rng, base: float, ceiling: float, failures: int) -> float:
@@ -147,6 +173,8 @@ class Group(Struct, eq=False):
 
     due_at: float
     entries: list[Entry]
+    is_sealed: bool = False
+    """They travel by themselves, not with others."""
     isolation: Isolation | None = None
     """Of a probe, which is repeated whole: its isolation is not told of an outage."""
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from dispatcher.core import failures, retry
-from dispatcher.core.batch import BACKING_OFF, IN_FLIGHT, ISOLATED, SETTLED, Entry, Failure, Reply, Trouble
+from dispatcher.core.batch import IN_FLIGHT, ISOLATED, SETTLED, Entry, Failure, Reply
 from dispatcher.core.isolation import Isolation
 from dispatcher.core.replies import (
     Accepted,
@@ -21,9 +21,9 @@ from dispatcher.core.replies import (
     read_reply,
     read_single_reply,
 )
-from dispatcher.core.retry import Group, Ruling, Verdict
+from dispatcher.core.retry import Ruling, Verdict
+from dispatcher.core.setback import SAFE_SECONDS, note, put_back, resolve, settle_failed, shift
 from dispatcher.core.tally import add
-from dispatcher.errors import Attempt, Certainty
 from dispatcher.message import Receipt
 
 if TYPE_CHECKING:
@@ -31,12 +31,13 @@ if TYPE_CHECKING:
 
     from dispatcher.core.batch import Batch
     from dispatcher.core.engine import Engine
-    from dispatcher.errors import DeliveryError
+    from dispatcher.errors import Certainty
 
-SAFE_SECONDS: Final = 570.0
-"""The service knows an id for ten minutes; half a minute of it is for clocks and the way there."""
-DRAIN_PAUSE: Final = 0.01
-"""Seconds between attempts at least, however little of a drain is left: no busy loop at its end."""
+RULINGS_OF_ENTRIES: Final[dict[Certainty, Ruling]] = {
+    "not_accepted": Ruling(Verdict.RETRY, "not_accepted", "neutral", "error_entry"),
+    "unknown": Ruling(Verdict.RETRY, "unknown", "neutral", "error_entry"),
+}
+"""The verdict on one position of an accepted request: an error entry, or one that says neither."""
 FIRST_CONTACT_WORDS: Final = "nothing was ever accepted under this URL and token"
 
 
@@ -56,23 +57,60 @@ def apply_answer(
     live = batch.entries
     if batch.has_expired:
         live = [entry for entry in live if entry.state == IN_FLIGHT]
-        _resolve(engine, [entry for entry in batch.entries if entry.state == SETTLED])
+        resolve(engine, [entry for entry in batch.entries if entry.state == SETTLED])
     if outcomes:
         _deliver(engine, batch, outcomes, now)
     else:
         _not_delivered(engine, batch, live, ruling, answer, now)
+    pause = engine.gate.pause
+    if pause is not None and pause.kind == "quota":
+        engine.fail_quota(engine.parked())  # also what this answer has just put back
 
 
 def _not_delivered(
     engine: Engine, batch: Batch, live: list[Entry], ruling: Ruling, answer: Reply | Failure, now: float
 ) -> None:
-    note(engine, batch, live, ruling.certainty, retry.describe(answer), now)
-    if isinstance(answer, Reply) and ruling.verdict is Verdict.SPLIT:
-        _split(engine, batch, live, ruling, answer, now)
-    elif isinstance(answer, Reply) and ruling.verdict is Verdict.HALT:
+    if isinstance(answer, Reply) and ruling.is_throttle:
+        _throttled(engine, batch, live, ruling, answer, now)
+    elif isinstance(answer, Reply) and _is_halting(engine, ruling):
         _halt(engine, batch, live, ruling, answer, now)
+    elif isinstance(answer, Reply) and ruling.verdict is Verdict.SPLIT:
+        note(engine, batch, live, ruling, answer, now)
+        engine.gate.on_understood(batch.number)
+        _split(engine, batch, live, ruling, answer, now)
     else:
-        put_back(engine, live, ruling, now, pause=retry.retry_after(answer), isolation=batch.isolation)
+        note(engine, batch, live, ruling, answer, now)
+        engine.gate.on_answered(batch.number, now)
+        put_back(engine, live, ruling, now, isolation=batch.isolation, is_sealed=batch.is_sealed)
+
+
+def _is_halting(engine: Engine, ruling: Ruling) -> bool:
+    """A refused token or URL, or, once halted, the same refusal of whatever is tried."""
+    refusal = engine.gate.refusal
+    is_known = ruling.may_be_systemic and refusal is not None and refusal.is_systemic
+    return ruling.verdict is Verdict.HALT or is_known
+
+
+def _throttled(
+    engine: Engine, batch: Batch, live: list[Entry], ruling: Ruling, reply: Reply, now: float
+) -> None:
+    """Too fast, or the quota is spent: with a word about time all wait, without one this batch does."""
+    pause = retry.pause_of(reply)
+    note(engine, batch, live, ruling, reply, now, is_charged=pause is None)
+    if pause is None:
+        engine.gate.on_bare(batch.number, now, engine.rng)
+    else:
+        add(engine.tally.pauses, pause.kind)
+        engine.gate.on_pause(batch.number, pause, now, engine.rng)
+    put_back(
+        engine,
+        live,
+        ruling,
+        now,
+        is_put_off=pause is not None,
+        isolation=batch.isolation,
+        is_sealed=batch.is_sealed,
+    )
 
 
 # ------------------------------------------------------------------------------------------- delivered
@@ -116,11 +154,14 @@ def _deliver(engine: Engine, batch: Batch, outcomes: Sequence[Outcome], now: flo
         elif entry.state == IN_FLIGHT:
             failed.append((entry, outcome))
     if delivered:
-        engine.gate.on_accepted()
+        engine.acceptances += 1
+        engine.gate.on_accepted(batch.number)
         if engine.ceiling.is_lowered and batch.single is None:
             engine.ceiling.on_accepted(len(batch.entries), batch.size_bytes)
             engine.heed_ceiling()
         _settle_delivered(engine, batch, delivered, now)
+    else:
+        engine.gate.on_understood(batch.number)
     if batch.isolation is not None:
         batch.isolation.on_accepted()
     if batch.has_ordered and (failed or any(entry.trouble is not None for entry in batch.entries)):
@@ -131,7 +172,7 @@ def _deliver(engine: Engine, batch: Batch, outcomes: Sequence[Outcome], now: flo
 
 def _receipt(entry: Entry, outcome: Accepted | AcceptedByGroup, started_at: float) -> Receipt:
     trouble = entry.trouble
-    attempts = 1 if trouble is None else trouble.failures + 1
+    attempts = 1 if trouble is None else trouble.attempts + 1
     doubled = (
         trouble is not None
         and trouble.certainty == "unknown"
@@ -156,14 +197,7 @@ def _settle_delivered(engine: Engine, batch: Batch, entries: list[Entry], now: f
     engine.settled += entries
     engine.tally.delivered(entries, batch.started_at, now)
     if batch.has_ordered:
-        _resolve(engine, entries)
-
-
-def _resolve(engine: Engine, entries: list[Entry]) -> None:
-    """These are settled and no longer out: their ordered lanes may go on."""
-    for entry in entries:
-        if entry.queue is not None and entry.lane is not None:
-            engine.lanes.resolve(entry.lane, 1)
+        resolve(engine, entries)
 
 
 def _retry_alone(engine: Engine, batch: Batch, failed: list[tuple[Entry, Outcome]], now: float) -> None:
@@ -172,19 +206,18 @@ def _retry_alone(engine: Engine, batch: Batch, failed: list[tuple[Entry, Outcome
     for entry, outcome in failed:
         text = outcome.text if not isinstance(outcome, Accepted | AcceptedByGroup) else ""
         certainty: Certainty = "not_accepted" if isinstance(outcome, NotAccepted) else "unknown"
-        note(engine, batch, [entry], certainty, f"error entry: {text}", now)
+        note(engine, batch, [entry], RULINGS_OF_ENTRIES[certainty], f"error entry: {text}", now)
         assert entry.trouble is not None
         entry.trouble.error_entries += 1
         if entry.trouble.error_entries < engine.config.retry.error_entry_attempts:
             again[certainty].append(entry)
         elif certainty == "unknown":
-            _settle_failed(engine, entry, failures.unknown(entry, text), "unknown")
+            settle_failed(engine, entry, failures.unknown(entry, text), "unknown")
         else:
-            _settle_failed(engine, entry, failures.rejected(entry, 200, text), "rejected")
+            settle_failed(engine, entry, failures.rejected(entry, 200, text), "rejected")
     for certainty, entries in again.items():
-        ruling = Ruling(Verdict.RETRY, certainty, "neutral", "error_entry")
         if entries:
-            _put_back_alone(engine, batch, entries, ruling, now)
+            _put_back_alone(engine, batch, entries, RULINGS_OF_ENTRIES[certainty], now)
 
 
 def _put_back_alone(engine: Engine, batch: Batch, entries: list[Entry], ruling: Ruling, now: float) -> None:
@@ -192,7 +225,7 @@ def _put_back_alone(engine: Engine, batch: Batch, entries: list[Entry], ruling: 
     lanes = {id(entry.lane) for entry in entries if entry.queue is not None}
     if batch.isolation is not None and lanes:
         followers = batch.isolation.extract(lanes)
-        _shift(engine, followers, ISOLATED, IN_FLIGHT)
+        shift(engine, followers, ISOLATED, IN_FLIGHT)
         entries = entries + followers
     put_back(engine, entries, ruling, now)
 
@@ -227,84 +260,6 @@ def _is_repeat(outcome: Accepted | AcceptedByGroup) -> bool:
 # --------------------------------------------------------------------------------------- not delivered
 
 
-def note(
-    engine: Engine, batch: Batch, entries: list[Entry], certainty: Certainty, text: str, now: float
-) -> None:
-    """Record a failed attempt on each entry, and cut deadlines to the window in which repeating is safe."""
-    for entry in entries:
-        trouble = entry.trouble
-        if trouble is None:
-            trouble = entry.trouble = Trouble(batch.started_at)
-        trouble.record(Attempt(batch.started_at - entry.admitted_at, text, now - batch.started_at))
-        trouble.learn(certainty)
-        if trouble.certainty == "unknown" and engine.config.after_window == "fail":
-            window_ends_at = trouble.first_sent_at + SAFE_SECONDS
-            if window_ends_at < entry.deadline:
-                trouble.window_ends_at = entry.deadline = window_ends_at
-                engine.next_expiry = min(engine.next_expiry, window_ends_at)
-
-
-def put_back(
-    engine: Engine,
-    entries: list[Entry],
-    ruling: Ruling,
-    now: float,
-    *,
-    pause: float = 0.0,
-    isolation: Isolation | None = None,
-) -> None:
-    """Let entries wait for another attempt; those that cannot have one settle.
-
-    `pause` is what the service asked for, in seconds. With `isolation` they are a probe, repeated whole.
-    """
-    config, kept = engine.config.retry, []
-    for entry in entries:
-        trouble = entry.trouble
-        if ruling.certainty == "unknown" and not entry.idempotent:
-            why = "without a deduplication id it is not repeated"
-            _settle_failed(engine, entry, failures.unknown(entry, why), "unknown")
-        elif config.max_attempts is not None and trouble and trouble.failures >= config.max_attempts:
-            _settle_failed(engine, entry, failures.exhausted(entry), "retries_exhausted")
-        else:
-            kept.append(entry)
-    if not kept:
-        if isolation is not None:
-            isolation.on_void()
-        return
-    add(engine.tally.retried, ruling.cause, len(kept))
-    _shift(engine, kept, IN_FLIGHT, BACKING_OFF)
-    if isolation is not None:
-        _back_off(engine, kept, isolation, ruling, pause, now)
-        return
-    by_failures: dict[int, list[Entry]] = {}
-    for entry in kept:
-        by_failures.setdefault(entry.trouble.failures if entry.trouble else 0, []).append(entry)
-    for group in by_failures.values():
-        _back_off(engine, group, None, ruling, pause, now)
-
-
-def _back_off(
-    engine: Engine,
-    entries: list[Entry],
-    isolation: Isolation | None,
-    ruling: Ruling,
-    pause: float,
-    now: float,
-) -> None:
-    config, rng = engine.config.retry, engine.rng
-    failures_so_far = max(entry.trouble.failures if entry.trouble else 0 for entry in entries)
-    if pause:
-        delay = pause + rng.uniform(0.0, min(0.25, pause / 4))
-    else:
-        base = config.throttle_base if ruling.is_throttle else config.base
-        delay = retry.backoff(rng, base, config.max_delay, failures_so_far)
-    due_at = now + delay
-    if engine.is_draining:
-        left = max(0.0, engine.drain_at - now)
-        due_at = min(due_at, max(now + DRAIN_PAUSE, engine.drain_at - min(1.0, left / 4)))
-    engine.backoffs.add(Group(due_at, entries, isolation))
-
-
 def _split(engine: Engine, batch: Batch, live: list[Entry], ruling: Ruling, reply: Reply, now: float) -> None:
     """Some item spoils the request: alone it is rejected, in company it is searched for."""
     words = error_text(reply.body)
@@ -312,21 +267,21 @@ def _split(engine: Engine, batch: Batch, live: list[Entry], ruling: Ruling, repl
     if isolation is not None:
         culprit = isolation.on_refused(infers=ruling.infers)
         if culprit is None:
-            _shift(engine, live, IN_FLIGHT, ISOLATED)
+            shift(engine, live, IN_FLIGHT, ISOLATED)
         elif live:
-            _reject(engine, culprit, ruling, reply, now)
+            _reject(engine, batch, culprit, ruling, reply, now)
         return
     if len(batch.entries) == 1:
         for entry in live:
-            _reject(engine, entry, ruling, reply, now)
+            _reject(engine, batch, entry, ruling, reply, now)
         return
     safe = [entry for entry in live if entry.idempotent]
     for entry in live:
         if not entry.idempotent:
             why = f"its batch was refused with {reply.status} ({words}), and without an id it is not repeated"
-            _settle_failed(engine, entry, failures.unknown(entry, why), "unknown")
+            settle_failed(engine, entry, failures.unknown(entry, why), "unknown")
     if safe:
-        _shift(engine, safe, IN_FLIGHT, ISOLATED)
+        shift(engine, safe, IN_FLIGHT, ISOLATED)
         engine.tally.isolations += 1
         whole = len(safe) == len(batch.entries)
         engine.isolations.append(
@@ -334,48 +289,50 @@ def _split(engine: Engine, batch: Batch, live: list[Entry], ruling: Ruling, repl
         )
 
 
-def _reject(engine: Engine, entry: Entry, ruling: Ruling, reply: Reply, now: float) -> None:
+def _reject(engine: Engine, batch: Batch, entry: Entry, ruling: Ruling, reply: Reply, now: float) -> None:
     words = error_text(reply.body)
-    _settle_failed(engine, entry, failures.rejected(entry, reply.status, words), "rejected")
-    if ruling.may_be_systemic and engine.gate.on_lone_refusal(reply.status, words, now):
+    settle_failed(engine, entry, failures.rejected(entry, reply.status, words), "rejected")
+    if ruling.may_be_systemic and engine.gate.on_lone_refusal(batch.number, reply.status, words, now):
         fail_parked(engine, now)
 
 
 def _halt(engine: Engine, batch: Batch, live: list[Entry], ruling: Ruling, reply: Reply, now: float) -> None:
-    """The token or the URL is refused: on first contact everything fails, later it is tried again."""
+    """The token or the URL is refused: on first contact everything fails, later it is held."""
     words = error_text(reply.body) or FIRST_CONTACT_WORDS
     if 300 <= reply.status < 400:
-        words = f"it answers with a redirect to {reply.headers.get('location', '?')}; check the base URL"
-    if not engine.gate.on_refused(reply.status, words, now):
-        pause = engine.config.retry.throttle_base
-        put_back(engine, live, ruling, now, pause=pause, isolation=batch.isolation)
-        return
+        words = f"it answers with a redirect{_to_host(reply.headers.get('location', ''))}; check the base URL"
+    note(engine, batch, live, ruling, reply, now, is_charged=False)
+    engine.gate.on_refused(batch.number, reply.status, words, now)
     refusal = engine.gate.refusal
-    assert refusal is not None
+    if not engine.gate.is_first_contact or refusal is None:
+        put_back(
+            engine,
+            live,
+            ruling,
+            now,
+            is_put_off=True,
+            isolation=batch.isolation,
+            is_sealed=batch.is_sealed,
+        )
+        return
     for entry in live:
-        _settle_failed(engine, entry, failures.halted(entry, refusal, now), "halted")
+        settle_failed(engine, entry, failures.halted(entry, refusal, now, is_answered=True), "halted")
     if batch.isolation is not None:
         batch.isolation.on_void()
     fail_parked(engine, now)
 
 
+def _to_host(location: str) -> str:
+    """Where a redirect points, without what may be secret: user information, path and query."""
+    scheme, separator, rest = location.partition("://")
+    authority = rest.partition("/")[0].partition("?")[0].rpartition("@")[2]
+    return f" to {scheme}://{authority}" if separator and scheme.isalpha() and authority else ""
+
+
 def fail_parked(engine: Engine, now: float) -> None:
-    """The gate refuses: whatever is held and not in flight fails with its reason."""
+    """First contact failed: whatever is held and not in flight fails with its reason."""
     refusal = engine.gate.refusal
-    if refusal is None:
+    if refusal is None or not engine.gate.is_first_contact:
         return
     for entry in list(engine.parked()):
         engine.settle(entry, failures.halted(entry, refusal, now), "halted")
-
-
-def _settle_failed(engine: Engine, entry: Entry, outcome: DeliveryError, word: str) -> None:
-    """Settle an entry of an answered request: unlike one still out, it frees its lane."""
-    engine.settle(entry, outcome, word)
-    _resolve(engine, [entry])
-
-
-def _shift(engine: Engine, entries: list[Entry], before: int, after: int) -> None:
-    for entry in entries:
-        entry.state = after
-    engine.counts[before] -= len(entries)
-    engine.counts[after] += len(entries)

@@ -35,20 +35,23 @@ BYTES: Final = (1e3, 4e3, 16e3, 64e3, 128e3, 256e3, 512e3, 1e6, 2e6, 4e6, 16e6, 
 
 OUTCOMES: Final = (
     *("delivered", "rejected", "unknown", "deadline_exceeded", "retries_exhausted", "halted"),
-    *("abandoned", "withdrawn"),
+    *("quota_exhausted", "abandoned", "withdrawn"),
 )
 """How a message settles: the keys of `Tally.finished`."""
 REFUSALS: Final = ("full", "invalid", "too_large", "closed")
 """Why a message is not admitted: the keys of `Tally.refused`."""
 CAUSES: Final = (
     *("throttled", "server_error", "timed_out", "disconnected", "connect_failed", "unreadable_reply"),
-    *("error_entry", "token_refused", "redirected"),
+    *("error_entry", "token_refused", "redirected", "forbidden", "not_found"),
 )
 """Why messages are put back: the keys of `Tally.retried`; all but the error entry are `retry`'s rulings."""
 REASONS: Final = (
     *("messages", "bytes", "linger", "idle", "flush", "room", "drain", "retry", "isolation", "single"),
+    *("probe", "halving"),
 )
 """Why a batch leaves: the keys of `Tally.batches`."""
+PAUSES: Final = ("throttle", "quota")
+"""What the service asked us to wait for: the keys of `Tally.pauses`."""
 STAGES: Final = ("queue", "delivery", "total")
 """queue: admitted to its first request; delivery: that request to the receipt, retries included; total."""
 
@@ -87,9 +90,24 @@ def add(counts: dict[str, int], key: str, number: int = 1) -> None:
 class Tally:
     """What happened since the dispatcher was made."""
 
-    __slots__ = ("admitted", "batch_bytes", "batch_messages", "batches", "finished", "isolations", "late",
-                 "order_violations", "refused", "request_seconds", "requests", "retried",
-                 "stage_seconds", "unawaited_failures")  # fmt: skip
+    __slots__ = (
+        "admitted",
+        "batch_bytes",
+        "batch_messages",
+        "batches",
+        "finished",
+        "halvings",
+        "isolations",
+        "late",
+        "order_violations",
+        "pauses",
+        "refused",
+        "request_seconds",
+        "requests",
+        "retried",
+        "stage_seconds",
+        "unawaited_failures",
+    )  # fmt: skip
 
     def __init__(self) -> None:
         self.admitted = 0
@@ -104,6 +122,10 @@ class Tally:
         self.requests: dict[str, int] = {}
         """Requests ended, by status code or kind of failure."""
         self.isolations = 0
+        self.halvings = 0
+        """Times that what failed together was halved."""
+        self.pauses: dict[str, int] = {}
+        """Replies that asked us to wait, by what for."""
         self.order_violations = 0
         """Messages of an ordered lane that the service refused while it accepted later ones of the batch."""
         self.late = 0
@@ -132,6 +154,6 @@ class Tally:
     def _observe(self, admitted_at: float, started_at: float, now: float, times: int) -> None:
         if times == 0:
             return
-        self.stage_seconds["queue"].observe(started_at - admitted_at, times)
+        self.stage_seconds["queue"].observe(max(0.0, started_at - admitted_at), times)
         self.stage_seconds["delivery"].observe(now - started_at, times)
         self.stage_seconds["total"].observe(now - admitted_at, times)

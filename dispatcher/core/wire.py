@@ -10,24 +10,32 @@ are not UTF-8 cannot travel in JSON and leave alone, as the body of a publish or
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote
 
 import orjson
 from msgspec import UNSET, Struct
 
-from dispatcher.checks import check_deduplication_id, check_destination, check_header, check_queue
+from dispatcher.checks import (
+    CONTENT_BASED_DEDUPLICATION,
+    DEDUPLICATION_ID,
+    check_deduplication_id,
+    check_destination,
+    check_header,
+    check_queue,
+    says_true,
+)
 from dispatcher.core.batch import SingleRequest
 from dispatcher.errors import MessageInvalid, MessageTooLarge
+from dispatcher.options import Options
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
 
     from dispatcher.message import Message
 
 BATCH_PATH: Final = "/v2/batch"
-DEDUPLICATION_ID: Final = "Upstash-Deduplication-Id"
-CONTENT_DEDUPLICATION: Final = "Upstash-Content-Based-Deduplication"
 CACHED_PREFIXES: Final = 4096
 """Distinct (destination, queue) pairs remembered for one `Options`; past it the cache starts anew."""
 _ID_KEY: Final = b'"Upstash-Deduplication-Id":'
@@ -107,6 +115,7 @@ class Encoder:
     ) -> Encoded:
         body = bytes(message.body)  # type: ignore[arg-type]  # not text: bytes that are not UTF-8
         self._check_size(len(body))
+        _check_query(message.destination)
         headers = dict(prefix.headers)
         identity = identity or prefix.given_id
         if identity is not None:
@@ -125,6 +134,8 @@ class Encoder:
 
     def _prefix(self, message: Message) -> Prefix:
         options = message.options
+        if options is not None and not isinstance(options, Options):
+            raise MessageInvalid(f"`options` is {type(options).__name__}; allowed is `Options(…)`")
         if message.headers is not None:
             return self._make_prefix(message)
         cache = self._cache if options is None else options.cache
@@ -148,7 +159,7 @@ class Encoder:
         headers = _merged_headers(message)
         _check_together(message, headers)
         given_id = _pop_header(headers, DEDUPLICATION_ID)
-        content = (_find_header(headers, CONTENT_DEDUPLICATION) or "").lower() == "true"
+        content = says_true(_find_header(headers, CONTENT_BASED_DEDUPLICATION) or "")
         plain = headers if given_id is None else {**headers, DEDUPLICATION_ID: given_id}
         reopened = _opening(message, headers or {"": ""})[:-1]
         return Prefix(
@@ -184,15 +195,31 @@ def _text_of(message: Message) -> bytes | None:
         raise MessageInvalid(
             f"`body` is {type(body).__name__}; allowed are str and bytes, other values as `json=`"
         )
+    if isinstance(body, memoryview):
+        body = bytes(body)  # it need not be contiguous
     try:
         return orjson.dumps(str(body, "utf-8")) if len(body) else b""
     except UnicodeDecodeError:
         return None
 
 
+def _check_query(destination: str) -> None:
+    """In a request of its own the service would take these keys of the destination's query for its own."""
+    query = destination.partition("#")[0].partition("?")[2]
+    for part in query.split("&"):
+        name = part.partition("=")[0].lower()
+        if name == "qstash_token" or name.startswith("upstash-"):
+            raise MessageInvalid(
+                f"the destination's query has `{name}`, which the service keeps for itself where bytes that "
+                "are not UTF-8 travel; send such a body as text (base64), or to another query"
+            )
+
+
 def _merged_headers(message: Message) -> dict[str, str]:
     headers = {} if message.options is None else dict(message.options.compiled)
-    own: Mapping[str, str] = message.headers or {}
+    own: Mapping[str, str] = {} if message.headers is None else message.headers
+    if not isinstance(own, Mapping):
+        raise MessageInvalid(f"`headers` is {type(own).__name__}; allowed is a mapping of names to values")
     seen: set[str] = set()
     for name, value in own.items():
         check_header(name, value)

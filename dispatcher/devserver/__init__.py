@@ -7,7 +7,8 @@ It accepts and records; it never delivers to a destination. From the bottom up:
 - `responder`: the model behind a fault plan, what a client *would* see;
 - `management`, `inspection`, `service`: everything else it answers, and the routing;
 - `journal`: what was accepted, on disk before the reply is;
-- `app`, `server`: the only modules with sockets, a loop and a clock.
+- `app`, `server`: with `chaos` the only modules with sockets, a loop and a clock;
+- `chaosplan`, `chaos`: a proxy that breaks connections, with plans like those of `faults`.
 
 Nothing below `dispatcher.testing` and the commands imports this package.
 """

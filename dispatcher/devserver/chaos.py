@@ -44,12 +44,9 @@ class ChaosProxy:
     """Listens on `host`, passes connections on to `upstream`, and breaks some of them.
 
     Args:
-        upstream: Host and port.
-        plan: A `ChaosPlan`, or its text.
+        plan: A `ChaosPlan`, or its text; `ConfigError` if that is wrong.
         seed: The n-th connection meets the same faults for the same seed.
         port: 0 takes a free one.
-
-    Raises `ConfigError` for a plan that is wrong.
     """
 
     def __init__(
@@ -94,10 +91,9 @@ class ChaosProxy:
         """Stop listening and reset every connection."""
         if self._listener is not None:
             self._listener.close()
-        links = list(self._links)
-        for link in links:
+        for link in self._links:
             link.cancel()
-        await asyncio.gather(*links, return_exceptions=True)
+        await asyncio.gather(*self._links, return_exceptions=True)
         if self._listener is not None:
             await self._listener.wait_closed()
             self._listener = None
@@ -177,11 +173,11 @@ class _Link:
     async def _relay(self, side: Side, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             while data := await reader.read(CHUNK_BYTES):
-                if self._turn != side:
-                    self._turn = side
-                    await self._first(side, data, writer)
-                elif not self._is_muted[side]:
-                    await _write(writer, data)
+                is_first = self._turn != side
+                self._turn = side
+                if self._is_muted[side]:
+                    continue  # read all the same: who writes must not be held up
+                await (self._first(side, data, writer) if is_first else _write(writer, data))
         finally:
             if side == "request":
                 self._client_left.set()

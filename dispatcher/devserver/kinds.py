@@ -21,6 +21,7 @@ class FaultKind(enum.StrEnum):
     THROTTLE_BURST = "throttle_burst"
     THROTTLE_DAILY = "throttle_daily"
     THROTTLE_BARE = "throttle_bare"
+    REFUSE_TOKEN = "refuse_token"  # noqa: S105 - a fault's name
     UNAVAILABLE = "unavailable"
     ERROR_BEFORE = "error_before"
     ERROR_AFTER = "error_after"
@@ -53,6 +54,7 @@ KINDS: Final[Mapping[FaultKind, Kind]] = {
     FaultKind.THROTTLE_BURST: Kind(False, 429, "too fast: `Burst-RateLimit-*`, reset after `burst_reset`"),
     FaultKind.THROTTLE_DAILY: Kind(False, 429, "daily quota spent: `RateLimit-*`, reset after `daily_reset`"),
     FaultKind.THROTTLE_BARE: Kind(False, 429, "429 without any header"),
+    FaultKind.REFUSE_TOKEN: Kind(False, 401, "the token is refused, as if it had been revoked"),
     FaultKind.UNAVAILABLE: Kind(False, 503, "503 with `Retry-After: retry_after` (0: without the header)"),
     FaultKind.ERROR_BEFORE: Kind(False, 500, "500, nothing was accepted"),
     FaultKind.ERROR_AFTER: Kind(True, 500, "500, although everything was accepted"),

@@ -35,6 +35,7 @@ _TEXTS: Final = {
     FaultKind.THROTTLE_BURST: "burst rate limit exceeded",
     FaultKind.THROTTLE_DAILY: "daily message limit exceeded",
     FaultKind.THROTTLE_BARE: "too many requests",
+    FaultKind.REFUSE_TOKEN: "invalid token",
     FaultKind.UNAVAILABLE: "service unavailable",
     FaultKind.ERROR_BEFORE: "internal server error",
     FaultKind.ERROR_AFTER: "internal server error",

@@ -116,6 +116,10 @@ class LocalUpstream:
         """The same as `GET /dispatcher-dev/summary`."""
         return summary(self.service)
 
+    def set_token(self, token: str) -> None:
+        """Accept this token from now on, and the one before no more."""
+        self.token = self.service.token = token
+
     def set_faults(self, faults: FaultPlan | str | None, seed: int = 0) -> None:
         """Swap the fault plan; its phases count from now."""
         plan = FaultPlan.parse(faults) if isinstance(faults, str) else faults or FaultPlan()
@@ -169,5 +173,7 @@ class LocalUpstream:
 
 def _not_listening(host: str, port: int, error: OSError) -> ConfigError:
     if error.errno == errno.EADDRINUSE:
-        return ConfigError("port", port, f"{host}:{port} is taken; use another, or 0 for a free one")
-    return ConfigError("host", host, f"cannot listen on {host}:{port}: {error.strerror or error}")
+        problem = f"{host}:{port} is taken"
+        return ConfigError("port", port, "use another, or 0 for a free one", problem=problem)
+    problem = f"cannot listen on {host}:{port}: {error.strerror or error}"
+    return ConfigError("host", host, "wanted is an address of this machine", problem=problem)

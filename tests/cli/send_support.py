@@ -54,6 +54,7 @@ async def sending(
     finally:
         if process.returncode is None:
             process.kill()
+            await process.communicate()  # a pipe that nobody reads would hold its end back
         await process.wait()
 
 

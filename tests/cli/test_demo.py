@@ -52,13 +52,43 @@ def test_control_finds_duplicates() -> None:
     assert "FAILED" in errors
 
 
+def test_chaos_accounts_for_every_message() -> None:
+    """Every fault, the proxy, the upstream killed and restarted: all delivered once, in order."""
+    code, table, errors = demo("--chaos", "--messages", "6000")
+    assert code == 0, table + errors
+    assert count(table, "delivered") == count(table, "accepted upstream") == 5_996
+    for name in ("lost", "duplicated", "out of order in a queue", "callers never answered"):
+        assert count(table, name) == 0
+    assert count(table, "upstream killed and restarted") > 0
+    assert count(table, "faults injected by the proxy") > 0
+    assert count(table, "messages whose answer was lost") > 0
+
+
+def test_chaos_control_finds_duplicates() -> None:
+    """The same chaos without the upstream's deduplication: duplicates, and exit code 1."""
+    code, table, errors = demo("--chaos", "--control", "--messages", "6000")
+    assert code == 1, table + errors
+    assert count(table, "duplicated") > 0
+    assert count(table, "lost") == 0
+
+
+def test_chaos_without_deduplication_reports_the_unknown() -> None:
+    """Doubled none, and as many unknown as answers were lost."""
+    code, table, errors = demo("--chaos", "--deduplication", "off", "--messages", "20000")
+    assert code == 0, table + errors
+    unknown = count(table, "failed as unknown")
+    assert 0 < unknown == count(table, "messages whose answer was lost")
+    assert count(table, "delivered") + unknown == 20_000
+    assert count(table, "duplicated") == count(table, "lost") == 0
+
+
 def test_wrong_usage_is_exit_code_2() -> None:
     """A clear line instead of a trace."""
     code, _, errors = demo("--messages", "1")
     assert code == 2
     assert "messages: 1 is not allowed" in errors
-    code, _, errors = demo("--faults", "typo=0.1")
-    assert code == 2
+    assert demo("--faults", "typo=0.1")[0] == 2
+    assert demo("--deduplication", "off", "--control")[0] == 2
 
 
 def row(message: Message, seq: int, message_id: str) -> dict[str, object]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from dispatcher.config import Config
 from dispatcher.core.batch import Batch, Entry, Failure, Reply, SingleRequest, Step
 from dispatcher.core.engine import Engine
-from dispatcher.message import Message
+from dispatcher.message import Message, Receipt
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from dispatcher.core.limit import Limit
 
 URL = "https://example.com/hook"
+UNIX = 1_790_000_000.0
+"""What the service's clock says when it answers."""
 
 
 def make_entry(
@@ -131,6 +133,38 @@ class Rig:
         certainty: Any = "not_sent" if kind == "connect" else "unknown"
         return self.answer(batch, Failure(kind, f"{kind} failed", certainty))
 
+    def throttle(self, batch: Batch, seconds: float, status: int = 429) -> list[Batch]:
+        """The service asks to wait that long."""
+        return self.answer(batch, Reply(status, b"", {"retry-after": str(seconds)}))
+
+    def spend_quota(self, batch: Batch, seconds: float) -> list[Batch]:
+        """The daily quota is spent, and filled again after that long by the service's clock."""
+        headers = {
+            "ratelimit-limit": "1000",
+            "ratelimit-remaining": "0",
+            "ratelimit-reset": str(UNIX + seconds),
+        }
+        return self.answer(batch, Reply(429, b"", headers, UNIX))
+
+    def play(
+        self, service: Callable[[Batch], Reply | Failure], seconds: float, *, latency: float = 0.05
+    ) -> int:
+        """Answer every request after `latency` by what `service` says, for so long; how many there were."""
+        until, asked = self.now + seconds, len(self.started)
+        self.poll()
+        while True:
+            ready_at = min((batch.started_at + latency for batch in self.out), default=float("inf"))
+            at = min(ready_at, self.wake_at)
+            if at > until:
+                self.now = until
+                return len(self.started) - asked
+            self.now = max(at, self.now)
+            due = [batch for batch in self.out if batch.started_at + latency <= self.now]
+            for batch in due:
+                self.out.remove(batch)
+                self.engine.complete(batch, service(batch), self.now)
+            self.poll()
+
     def refuse(self, batch: Batch, status: int = 400, text: str = "invalid request") -> list[Batch]:
         """The service refuses the whole request."""
         return self.answer(batch, Reply(status, json.dumps({"error": text}).encode()))
@@ -176,3 +210,8 @@ def certainty(entry: Entry) -> str:
     """What a failed entry's error says is known."""
     value: str = entry.outcome.certainty  # type: ignore[union-attr]
     return value
+
+
+def receipts(rig: Rig) -> dict[int, Receipt]:
+    """Receipts by number of admission."""
+    return {entry.number: entry.outcome for entry in rig.settled if isinstance(entry.outcome, Receipt)}

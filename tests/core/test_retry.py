@@ -9,51 +9,78 @@ import pytest
 
 from dispatcher.core import retry
 from dispatcher.core.batch import Failure, Reply
-from dispatcher.core.retry import Backoffs, Group, Verdict, backoff, describe, judge, retry_after
+from dispatcher.core.retry import Backoffs, Group, Verdict, backoff, describe, judge
+from dispatcher.core.tally import CAUSES
 from tests.core.rig import Extremes
 
-TABLE = [
-    *((status, Verdict.DELIVERED, "accepted") for status in (200, 201, 202, 299)),
-    *((status, Verdict.SPLIT, "not_accepted") for status in (400, 403, 404, 405, 409, 410, 412, 413, 422)),
-    *((status, Verdict.HALT, "not_accepted") for status in (301, 302, 307, 308, 401)),
-    (429, Verdict.RETRY, "not_accepted"),
-    *((status, Verdict.RETRY, "unknown") for status in (408, 500, 502, 503, 504, 599)),
-]
+D, R, S, H = Verdict.DELIVERED, Verdict.RETRY, Verdict.SPLIT, Verdict.HALT
+FLAGS = ("infers", "is_of_size", "is_throttle", "is_suspicious", "may_be_systemic")
+TABLE: list[tuple[object, Verdict, str, str, str, str]] = [
+    # answer, verdict, certainty, signal, cause, flags
+    *((status, D, "accepted", "ok", "accepted", "") for status in (200, 201, 202, 299)),
+    *((status, H, "not_accepted", "neutral", "redirected", "") for status in (300, 301, 302, 307, 308, 399)),
+    (400, S, "not_accepted", "neutral", "invalid", "infers"),
+    (401, H, "not_accepted", "neutral", "token_refused", ""),
+    (403, S, "not_accepted", "neutral", "forbidden", "may_be_systemic"),
+    (404, S, "not_accepted", "neutral", "not_found", "infers may_be_systemic"),
+    (405, S, "not_accepted", "neutral", "forbidden", "may_be_systemic"),
+    (408, R, "unknown", "neutral", "server_error", "is_suspicious"),
+    (409, S, "not_accepted", "neutral", "invalid", "infers"),
+    (402, S, "not_accepted", "neutral", "forbidden", "may_be_systemic"),
+    (410, S, "not_accepted", "neutral", "forbidden", "may_be_systemic"),
+    (499, S, "not_accepted", "neutral", "forbidden", "may_be_systemic"),
+    (412, S, "not_accepted", "neutral", "too_large", "is_of_size"),
+    (413, S, "not_accepted", "neutral", "too_large", "is_of_size"),
+    (422, S, "not_accepted", "neutral", "invalid", "infers"),
+    (429, R, "not_accepted", "overload", "throttled", "is_throttle"),
+    (500, R, "unknown", "neutral", "server_error", "is_suspicious"),
+    (502, R, "unknown", "neutral", "server_error", "is_suspicious"),
+    (503, R, "unknown", "overload", "server_error", ""),
+    (504, R, "unknown", "overload", "server_error", "is_suspicious"),
+    *((status, R, "unknown", "neutral", "server_error", "is_suspicious") for status in (100, 501, 507, 599)),
+    ("connect", R, "not_sent", "overload", "connect_failed", ""),
+    ("disconnect", R, "unknown", "neutral", "disconnected", "is_suspicious"),
+    ("timeout", R, "unknown", "timeout", "timed_out", "is_suspicious"),
+    ("reply", R, "unknown", "neutral", "disconnected", ""),
+]  # fmt: skip
 
 
-@pytest.mark.parametrize(("status", "verdict", "certainty"), TABLE)
-def test_statuses(status: int, verdict: Verdict, certainty: str) -> None:
-    """Each status of PROTOCOL's table, and the neighbours it does not name."""
-    ruling = judge(Reply(status, b"{}"))
-    assert (ruling.verdict, ruling.certainty) == (verdict, certainty)
+@pytest.mark.parametrize(("answer", "verdict", "certainty", "signal", "cause", "flags"), TABLE)
+def test_the_whole_table(
+    answer: object, verdict: Verdict, certainty: str, signal: str, cause: str, flags: str
+) -> None:
+    """Each answer of PROTOCOL's table and the neighbours it does not name, with all that follows from it."""
+    ruling = judge(Reply(answer, b"{}") if isinstance(answer, int) else Failure(str(answer), "", "unknown"))
+    assert (ruling.verdict, ruling.certainty, ruling.signal, ruling.cause) == (
+        verdict,
+        certainty,
+        signal,
+        cause,
+    )
+    assert " ".join(flag for flag in FLAGS if getattr(ruling, flag)) == flags
 
 
-@pytest.mark.parametrize(
-    ("kind", "certainty"),
-    [("connect", "not_sent"), ("disconnect", "unknown"), ("timeout", "unknown"), ("reply", "unknown")],
-)
-def test_failures(kind: str, certainty: str) -> None:
-    """Only a connection that was never made proves that nothing was sent."""
-    ruling = judge(Failure(kind, "", "unknown"))
-    assert (ruling.verdict, ruling.certainty) == (Verdict.RETRY, certainty)
+def test_a_reply_that_does_not_match_is_unknown() -> None:
+    """The ruling on a 2xx that cannot be read; no message is suspected for it."""
+    ruling = retry.UNREADABLE
+    assert (ruling.verdict, ruling.certainty, ruling.signal) == (R, "unknown", "neutral")
+    assert (ruling.cause, ruling.is_suspicious) == ("unreadable_reply", False)
 
 
-def test_only_refusals_of_messages_prove_where_the_culprit_is() -> None:
-    """A half that passes says nothing of the other where a size, a count or a firewall refused."""
-    assert {
-        status for status in (400, 403, 404, 405, 409, 412, 413, 422) if judge(Reply(status, b"")).infers
-    } == {
-        400,
-        404,
-        409,
-        422,
-    }
+def test_each_cause_has_its_counter() -> None:
+    """What is put back is counted under a word that the metrics know."""
+    causes = {judge(Reply(status, b"")).cause for status in range(300, 600)}
+    causes |= {judge(Failure(kind, "", "unknown")).cause for kind in retry.FAILURES}
+    assert causes - {"invalid", "too_large"} <= {*CAUSES}
+    assert retry.UNREADABLE.cause in CAUSES
 
 
 def test_a_size_in_a_500() -> None:
     """A 500 that says `maxMessageSize` is a refusal for size."""
     ruling = judge(Reply(500, b'{"error":"over maxMessageSize"}'))
     assert (ruling.verdict, ruling.infers, ruling.certainty) == (Verdict.SPLIT, False, "not_accepted")
+    assert (ruling.is_of_size, ruling.cause) == (True, "too_large")
+    assert judge(Reply(502, b"maxMessageSize")).verdict is Verdict.RETRY
 
 
 def test_503_with_a_pause_was_not_taken() -> None:
@@ -61,31 +88,6 @@ def test_503_with_a_pause_was_not_taken() -> None:
     ruling = judge(Reply(503, b"", {"retry-after": "2"}))
     assert (ruling.certainty, ruling.is_throttle) == ("not_accepted", True)
     assert not judge(Reply(503, b"")).is_throttle
-
-
-def test_what_may_be_systemic() -> None:
-    """403, 404 and 405 may be the URL's fault; a 400 is a message's."""
-    assert [judge(Reply(status, b"")).may_be_systemic for status in (403, 404, 405, 400)] == [True] * 3 + [
-        False
-    ]
-
-
-@pytest.mark.parametrize(
-    ("text", "seconds"),
-    [
-        ("2", 2.0),
-        ("0.5", 0.5),
-        ("9999", 60.0),
-        ("-1", 0.0),
-        ("soon", 0.0),
-        ("", 0.0),
-        ("nan", 0.0),
-        ("inf", 60.0),
-    ],
-)
-def test_retry_after(text: str, seconds: float) -> None:
-    """Seconds are believed up to a minute; anything else is as if nothing had been said."""
-    assert retry_after(Reply(429, b"", {"retry-after": text})) == seconds
 
 
 def test_the_ceiling_doubles_up_to_its_bound() -> None:

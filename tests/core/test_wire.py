@@ -260,7 +260,7 @@ def test_the_prefix_cache_is_bounded() -> None:
 
 
 _text = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
-_value = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\r\n\x00"), max_size=20)
+_value = st.text(st.characters(exclude_categories=["Cs", "Cc"]), max_size=20)
 _names = st.sampled_from(["Content-Type", "Upstash-Label", "upstash-forward-a", "Upstash-Forward-B"])
 
 

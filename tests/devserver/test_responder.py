@@ -51,6 +51,15 @@ def test_each_fault_strikes_on_its_side_of_acceptance(kind: str, status: int | N
             orjson.loads(reply.body)
 
 
+def test_error_entries_can_spare_queues() -> None:
+    """`error_unqueued` strikes what is not of a queue, and counts as the error entry that it is."""
+    faulty = FaultyUpstream(Upstream(), FaultPlan.parse("error_unqueued=1").injector())
+    reply = post(faulty, [{"destination": URL, "queue": "q"}, {"destination": URL}, {"destination": URL}])
+    assert [set(entry) for entry in orjson.loads(reply.body)] == [{"messageId"}, {"error"}, {"error"}]
+    assert [row.queue for row in faulty.upstream.ledger.rows()] == ["q"]
+    assert faulty.faults == {"error_entry": 2}
+
+
 def test_faults_are_exact_for_a_seed() -> None:
     """Two upstreams with the same seed answer a whole run alike, byte for byte."""
     plan = FaultPlan.parse(

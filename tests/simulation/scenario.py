@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from dispatcher.config import Config
+from dispatcher.devserver.kinds import REQUEST_RATES
 from dispatcher.message import Message
 from dispatcher.options import Options
 
@@ -63,12 +64,22 @@ class Scenario(Struct, frozen=True, forbid_unknown_fields=True):
     drain_after: tuple[float, float] | None = None
     uplink: float = 0.0
     """Seconds at most until a request arrives at the service."""
+    skew: float = 7200.0
+    """Seconds at most between the service's clock and ours."""
+    tokens: list[float] = []
+    """Instants, in seconds from the start, at which the token is replaced."""
+    resumed_after: tuple[float, float] = (0.1, 2.0)
+    """Seconds after which a queue that stopped at a failed message is resumed."""
     outages: list[tuple[float, float]] = []
     """Spans, in seconds from the start, in which no connection is made."""
     all_delivered: bool = False
     """Everything but culprits and withdrawn ones must have its receipt."""
     every_reply_is_seen: bool = False
     """No fault here loses a reply, so that every exception to a queue's order must have been counted."""
+    culprit_within: float | None = None
+    """The deadline of culprits, where it is theirs to fail and their neighbours' to outlive them."""
+    is_drawn: bool = False
+    """Its faults, and some of its settings, are drawn by the seed."""
     upstream: dict[str, Any] = {}
     config: dict[str, Any] = {}
     faults: dict[str, Any] = {}
@@ -98,6 +109,37 @@ def load(name: str) -> Scenario:
     """One scenario by its name."""
     content = tomllib.loads((FOLDER / f"{name}.toml").read_text(encoding="utf-8"))
     return msgspec.convert(content, Scenario, strict=False)
+
+
+def drawn(scenario: Scenario, rng: Random) -> Scenario:
+    """The scenario with faults and settings of this seed's own, if it asks for that."""
+    if not scenario.is_drawn:
+        return scenario
+    faults: dict[str, Any] = {**scenario.faults, **_rates(rng)}
+    start = rng.uniform(0.5, 4.0)
+    faults["phase"] = [{"start": start, "end": start + rng.uniform(0.5, 8.0), **_rates(rng)}]
+    if rng.random() < 0.3:
+        del faults["poison_400"]
+        faults["poison_500"] = POISON
+    config = {
+        **scenario.config,
+        "deduplication": rng.choice(["auto", "auto", "off"]),
+        "limit": {"max_in_flight": rng.choice([1, 2, 4, 64])},
+        "queue": {"max_messages": rng.choice([20, 150, 10_000])},
+        "batch": {"max_messages": rng.choice([5, 30, 100])},
+        "drain_within": rng.choice([0.5, 5.0]),
+    }
+    drain_after = rng.choice([None, (0.5, 12.0)])
+    return structs.replace(scenario, faults=faults, config=config, drain_after=drain_after)
+
+
+def _rates(rng: Random) -> dict[str, float]:
+    """Some kinds of faults with rates of at most a half in all, now and then of one kind and always."""
+    chosen = rng.sample(REQUEST_RATES, rng.randrange(6))
+    if len(chosen) == 1 and rng.random() < 0.3:
+        return {chosen[0]: 1.0}
+    rates = {name: rng.uniform(0.0, 0.5 / len(chosen)) for name in chosen}
+    return rates | {name: rng.choice([0.0, 0.05]) for name in ("error_entry", "error_endpoint")}
 
 
 def draft(scenario: Scenario, rng: Random) -> list[Draft]:
@@ -134,11 +176,12 @@ def _one(scenario: Scenario, rng: Random, number: int, at: float) -> Draft:
     else:
         message = Message(destination, body, options=SHARED if number % 3 == 0 else None)
     _decorate(message, mix, rng, number)
-    message.deliver_within = _deadline(scenario, rng)
+    is_culprit = kind in ("missing", "poison", "large")
+    message.deliver_within = (is_culprit and scenario.culprit_within) or _deadline(scenario, rng)
     withdraw_at = None
     if rng.random() < scenario.withdrawn:
         withdraw_at = at + rng.uniform(0.0, scenario.withdrawn_within)
-    return Draft(number, at, message, kind in ("missing", "poison", "large"), withdraw_at)
+    return Draft(number, at, message, is_culprit, withdraw_at)
 
 
 def _kind(mix: Mix, rng: Random) -> str:

@@ -104,7 +104,13 @@ def _judge_order(world: World) -> None:
             continue
         if numbers[key] < last.get(queue, -1):
             late += 1
+            assert not _is_strict(world, queue), f"strict queue {queue}: entry {numbers[key]} was overtaken"
             assert key in service.passed_over, f"queue {queue}: entry {numbers[key]} was overtaken"
         last[queue] = max(last.get(queue, -1), numbers[key])
     if world.scenario.every_reply_is_seen:
         assert late <= world.engine.tally.order_violations, "an order violation was not counted"
+
+
+def _is_strict(world: World, queue: str) -> bool:
+    policy = world.config.queues.get(queue)
+    return policy is not None and policy.strict

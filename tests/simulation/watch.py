@@ -6,9 +6,13 @@ from collections import Counter
 from typing import TYPE_CHECKING, Final
 
 from dispatcher.core.batch import SETTLED, WAITING
-from dispatcher.errors import DeadlineExceeded
+from dispatcher.core.engine import TIMEOUT_MIN
+from dispatcher.errors import Abandoned, DeadlineExceeded, DeliveryError, Halted, QuotaExhausted
+from tests.simulation.shadow import LATEST, ShadowGate
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from dispatcher.core.batch import Entry, Step
     from dispatcher.core.engine import Engine
 
@@ -20,8 +24,11 @@ SLACK: Final = 1e-9
 class Watch:
     """Looks on; raises `AssertionError` where an invariant does not hold."""
 
-    def __init__(self, engine: Engine, check_every: int) -> None:
+    def __init__(self, engine: Engine, check_every: int, service_clock: Callable[[float], float]) -> None:
         self.engine = engine
+        self.gate = ShadowGate(engine, service_clock)
+        self.stopped: set[str] = set()
+        """Queues that stop at a failed message and had one since they were resumed."""
         self.drain_at = float("inf")
         self.settled: set[int] = set()
         """Admission numbers of what left through `settled`."""
@@ -29,7 +36,7 @@ class Watch:
         self._steps = 0
         self._open: set[int] = set()
         self._flushes: dict[int, set[int]] = {}
-        self._had_slots = True
+        self._had_slots = self._was_open = True
 
     def before_step(self, now: float) -> None:
         """Check that nothing was due before this step; called before every poll."""
@@ -47,38 +54,74 @@ class Watch:
         """A flush covers everything that is open now."""
         self._flushes[epoch] = set(self._open)
 
+    def on_resume(self, queue: str) -> None:
+        """A stopped queue is told to go on."""
+        self.stopped.discard(queue)
+
     def on_step(self, step: Step, now: float) -> None:
         """Check one step; called after every poll."""
         self._steps += 1
         self._settle(step, now)
         self._check_flushes()
         engine = self.engine
+        apart = sum(batch.is_apart for batch in engine.out.values())
+        assert apart <= max(1, engine.limit.value - 1), "probes and halves hold the last slot"
         assert step.wake_at > now, f"wake_at {step.wake_at} is not after now {now}: a busy loop"
         assert len(engine.out) <= engine.limit.value, "more batches are in flight than the limit allows"
-        assert not (step.start and engine.gate.is_refusing(now)), "something starts at a refusing gate"
+        self.gate.on_starts(step.start, now)
+        assert set(engine.lanes.stopped) == self.stopped, "which queues have stopped is not what it should be"
         if now >= self.drain_at:
             assert not self._open, "something is held after the drain"
         for batch in step.start:
             self._check_batch(batch.entries, len(batch.body()), now)
+            left = max(entry.deadline for entry in batch.entries) - now
+            assert batch.timeout <= max(TIMEOUT_MIN, left), "an attempt may outlast its messages' deadlines"
             if batch.reason == "linger" and self._had_slots:
                 self._check_linger(batch.entries, now)
         self._had_slots = len(engine.out) < engine.limit.value
+        self._was_open = self.gate.is_open
         if self._steps % self._check_every == 0:
             engine.check()
             self._check_readiness(now)
             self._check_unresolved()
+            self._check_quota()
 
     def _settle(self, step: Step, now: float) -> None:
         for entry in step.settled:
             assert entry.state == SETTLED, "an entry leaves that is not settled"
             assert entry.outcome is not None, "an entry settles without an outcome"
             assert entry.number not in self.settled, f"entry {entry.number} settles twice"
-            is_late = isinstance(entry.outcome, DeadlineExceeded) and now > entry.deadline + LATE
-            assert not is_late, f"entry {entry.number} expires too late"
+            if isinstance(entry.outcome, DeliveryError):
+                self._check_failure(entry, entry.outcome, now)
             self.settled.add(entry.number)
             self._open.remove(entry.number)
             for covered in self._flushes.values():
                 covered.discard(entry.number)
+
+    def _check_failure(self, entry: Entry, outcome: DeliveryError, now: float) -> None:
+        is_expired, gate = now >= entry.deadline, self.gate
+        if isinstance(outcome, DeadlineExceeded | Halted):
+            assert now <= entry.deadline + LATE, f"entry {entry.number} expires too late"
+        if isinstance(outcome, DeadlineExceeded):
+            assert is_expired, f"entry {entry.number} expires too early"
+            assert not gate.is_refused, "what expires at a halted gate fails as Halted"
+        elif isinstance(outcome, Halted):
+            assert gate.is_refused, "nothing was refused"
+            assert gate.is_first_contact or is_expired, (
+                "halted after something was accepted: held, not failed"
+            )
+        elif isinstance(outcome, QuotaExhausted):
+            assert entry.deadline < gate.quiet_until + LATEST, "it could have lived until the quota's reset"
+        policy = self.engine.config.queues.get(entry.queue or "")
+        if entry.queue and policy is not None and policy.on_failure == "stop" and _stops(outcome):
+            self.stopped.add(entry.queue)
+
+    def _check_quota(self) -> None:
+        """What cannot live until the quota's reset has failed."""
+        gate = self.gate
+        if gate.is_paused and gate.is_quota and gate.probe is None:
+            late = [entry for entry in self.engine.parked() if entry.deadline < gate.quiet_until]
+            assert not late, "something waits for a quota that it cannot live to see"
 
     def _check_flushes(self) -> None:
         for epoch, covered in list(self._flushes.items()):
@@ -96,6 +139,7 @@ class Watch:
         for entry in entries:
             assert entry.number not in self.settled, f"settled entry {entry.number} is sent"
             assert now <= entry.deadline + 0.01, "an entry is sent after its deadline"
+            assert entry.queue not in self.stopped, "something of a stopped queue is sent"
         last: dict[str, int] = {}
         for entry in entries:
             if entry.queue is not None:
@@ -104,6 +148,8 @@ class Watch:
 
     def _check_linger(self, entries: list[Entry], now: float) -> None:
         """With a free slot all the while, a batch leaves at the very instant at which its linger ends."""
+        if not self._was_open or not self.gate.is_open:
+            return
         fresh = [entry.admitted_at for entry in entries if entry.trouble is None and entry.queue is None]
         ends_at = min(fresh, default=now) + self.engine.config.batch.linger
         assert now <= ends_at + SLACK, "a batch lingers too long"
@@ -113,6 +159,10 @@ class Watch:
         engine = self.engine
         if len(engine.out) >= engine.limit.value:
             return
+        if not self.gate.is_open:
+            if self.gate.must_probe(now):
+                assert not self._is_sendable(), "a probe is due, something could go, and nothing does"
+            return
         linger = engine.config.batch.linger
         for lane in engine.lanes.lanes:
             if lane.is_muted:
@@ -121,6 +171,9 @@ class Watch:
                 if entry.state == WAITING:
                     assert now < entry.admitted_at + linger + SLACK, "something waits past its linger"
                     assert entry.single is None or lane.ordered, "a single waits for company"
+
+    def _is_sendable(self) -> bool:
+        return any(lane.count and not lane.is_muted for lane in self.engine.lanes.lanes)
 
     def _check_unresolved(self) -> None:
         """Each queue's lane counts exactly what has left it and is not resolved, and is muted by it."""
@@ -136,3 +189,8 @@ class Watch:
         assert {key: number for key, number in lanes.items() if number} == dict(out), (
             "unresolved is miscounted"
         )
+
+
+def _stops(outcome: DeliveryError) -> bool:
+    """A failure that stops a queue: not one that is our own doing."""
+    return not isinstance(outcome, Abandoned)

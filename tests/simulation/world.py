@@ -8,6 +8,7 @@ every step, `verdict` at the end.
 from __future__ import annotations
 
 import heapq
+import math
 from collections import deque
 from itertools import count
 from random import Random
@@ -18,7 +19,7 @@ from dispatcher.core.engine import Engine
 from dispatcher.core.wire import BATCH_PATH, Encoder
 from dispatcher.devserver.faults import FaultPlan
 from dispatcher.devserver.responder import FaultyUpstream
-from tests.simulation.scenario import GROUP, Draft, draft
+from tests.simulation.scenario import GROUP, Draft, draft, drawn
 from tests.simulation.service import Service
 from tests.simulation.watch import Watch
 
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from tests.simulation.scenario import Scenario
 
 START: Final = 1_000.0
+UNIX: Final = 1_790_000_000.25
+"""The service's clock at the instant 0 of ours, give or take the skew."""
 SPIN_STEPS: Final = 5_000
 """So many steps at one instant are a busy loop."""
 TRACE_LENGTH: Final = 60
@@ -44,11 +47,12 @@ class World:
     """One run."""
 
     def __init__(self, scenario: Scenario, seed: int, *, check_every: int = 1) -> None:
-        self.scenario = scenario
         self.now = START
         self.rng = Random(f"{seed}:world")
+        self.scenario = scenario = drawn(scenario, self.rng)
         self.config = scenario.settings()
         self.engine = Engine(self.config, Random(f"{seed}:engine"))
+        self.offset = UNIX + self.rng.uniform(-scenario.skew, scenario.skew)
         ids = count()
         self.encoder = Encoder(
             lambda: f"id{next(ids):x}",
@@ -56,10 +60,12 @@ class World:
             max_message_bytes=self.config.batch.max_message_bytes,
         )
         self.service = Service(**scenario.upstream)
-        self.service.put_group(GROUP, {"https://a.example": None, "https://b.example": "b"}, START, START)
-        injector = FaultPlan.from_mapping(scenario.faults).injector(seed, START)
+        self.service.put_group(
+            GROUP, {"https://a.example": None, "https://b.example": "b"}, *2 * [START + self.offset]
+        )
+        injector = FaultPlan.from_mapping(scenario.faults).injector(seed, START + self.offset)
         self.upstream = FaultyUpstream(self.service, injector)
-        self.watch = Watch(self.engine, check_every)
+        self.watch = Watch(self.engine, check_every, lambda at: at + self.offset)
         self.trace: deque[str] = deque(maxlen=TRACE_LENGTH)
         self.drafts = draft(scenario, self.rng)
         self._by_number = {one.number: one for one in self.drafts}
@@ -70,7 +76,14 @@ class World:
         self.withdrawn: set[int] = set()
         self.gone: set[int] = set()
         """Drafts never admitted: their producer gave up, or the dispatcher was closing."""
+        self.settled_at: dict[int, float] = {}
+        """When each was settled, by the draft's number."""
+        self.last_settled_at = START
+        self._drafts_of: dict[int, int] = {}
+        self.refused_requests = 0
+        """Answered with 429."""
         self.steps = 0
+        self._resuming: set[str] = set()
         self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._ticks = count()
         self._spins = 0
@@ -102,6 +115,9 @@ class World:
             for batch in step.start:
                 self._post(batch)
             self.watch.on_step(step, self.now)
+            for entry in step.settled:
+                self.settled_at[self._drafts_of[id(entry)]] = self.last_settled_at = self.now
+            self._plan_resumptions()
             granted = self.engine.room.grants()
             for entry in granted:
                 self._offer(entry)
@@ -116,6 +132,25 @@ class World:
             self._at(START + self.rng.uniform(0.5, scenario.seconds + 1.0), self._flush)
         if scenario.drain_after is not None:
             self._at(START + self.rng.uniform(*scenario.drain_after), self._drain)
+        for instant in scenario.tokens:
+            self._at(START + instant, self._replace_token)
+
+    def _plan_resumptions(self) -> None:
+        for queue in self.engine.lanes.stopped:
+            if queue not in self._resuming:
+                self._resuming.add(queue)
+                self._at(self.now + self.rng.uniform(*self.scenario.resumed_after), self._resume, queue)
+
+    def _resume(self, queue: str) -> None:
+        self._say(f"resume {queue}")
+        self._resuming.discard(queue)
+        self.watch.on_resume(queue)
+        assert self.engine.resume(queue), "a stopped queue has forgotten that it stopped"
+
+    def _replace_token(self) -> None:
+        self._say("the token is replaced")
+        self.watch.gate.on_unhalt()
+        self.engine.unhalt()
 
     def _at(self, at: float, act: Callable[..., None], *args: object) -> None:
         heapq.heappush(self._events, (at, next(self._ticks), lambda: act(*args)))
@@ -156,6 +191,7 @@ class World:
         entry.admitted_at, entry.deadline = self.now, self.now + within
         self.engine.offer(entry)
         self.entries[one.number] = entry
+        self._drafts_of[id(entry)] = one.number
         self.watch.on_offer(entry)
         if one.withdraw_at is not None:
             self._at(max(self.now, START + one.withdraw_at), self._withdraw, one.number, entry)
@@ -203,17 +239,22 @@ class World:
         single = batch.single
         target = BATCH_PATH if single is None else single.target
         headers = () if single is None else tuple(single.headers.items())
-        reply = self.upstream.respond(target, batch.body(), headers, self.now)
-        ends_at, answer = _seen(reply, self.now, sent_at + batch.timeout)
+        reply = self.upstream.respond(target, batch.body(), headers, self.now + self.offset)
+        ends_at, answer = _seen(reply, self.now, sent_at + batch.timeout, self.offset)
         self._at(ends_at, self._complete, batch, answer)
 
     def _complete(self, batch: Batch, answer: Reply | Failure) -> None:
         what = answer.kind if isinstance(answer, Failure) else answer.status
         self._say(f"#{batch.number} answered: {what}")
+        self.refused_requests += what == 429
+        if batch.number in self.engine.out:
+            self.watch.gate.on_answer(batch, answer, self.now)
         self.engine.complete(batch, answer, self.now)
 
 
-def _seen(reply: SimulatedReply, arrived_at: float, timeout_at: float) -> tuple[float, Reply | Failure]:
+def _seen(
+    reply: SimulatedReply, arrived_at: float, timeout_at: float, offset: float
+) -> tuple[float, Reply | Failure]:
     """What the transport makes of it, and when."""
     ends_at = arrived_at + reply.latency + reply.drip_over
     if ends_at >= timeout_at:
@@ -223,7 +264,7 @@ def _seen(reply: SimulatedReply, arrived_at: float, timeout_at: float) -> tuple[
     if reply.truncated:
         return ends_at, Failure("reply", "the reply was cut short", "unknown")
     headers = {name.lower(): value for name, value in reply.headers}
-    return ends_at, Reply(reply.status, reply.body, headers)
+    return ends_at, Reply(reply.status, reply.body, headers, math.floor(ends_at + offset))
 
 
 def _short(numbers: list[int]) -> str:
