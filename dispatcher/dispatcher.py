@@ -27,7 +27,7 @@ from dispatcher.errors import (
 )
 from dispatcher.identity import id_source, unwatch, watch
 from dispatcher.message import Message, Receipt
-from dispatcher.pump import Pump, TokenProvider
+from dispatcher.pump import Pump
 from dispatcher.statistics import DrainReport, Statistics, snapshot
 from dispatcher.streams import Intake, send_many, stream
 from dispatcher.transport import HTTPTransport, Transport
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from dispatcher.core.batch import Entry
     from dispatcher.core.engine import Engine
     from dispatcher.core.room import Ticket
+    from dispatcher.renewal import TokenProvider
 
 REFUSAL_WORDS: Final[dict[type[AdmissionError], str]] = {
     QueueFull: "full",

@@ -14,8 +14,6 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Awaitable, Callable
-from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 import anyio
@@ -23,21 +21,21 @@ import anyio
 from dispatcher.core.batch import Failure, Reply
 from dispatcher.core.engine import Engine
 from dispatcher.delivery import Delivery
-from dispatcher.errors import ConfigError, DeliveryError, DispatcherClosed
+from dispatcher.errors import DeliveryError, DispatcherClosed
+from dispatcher.renewal import Renewal, TokenProvider
 from dispatcher.statistics import DrainReport, report
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from dispatcher.config import Config
     from dispatcher.core.batch import Batch, Entry
     from dispatcher.transport import Transport
 
-TokenProvider = Callable[[], str | Awaitable[str]]
-"""Gives the token to use: a function, or a coroutine function."""
+TOKEN_STATUSES: Final = (401, 403)
+"""Refusals that another token may mend."""
 SLEEP_MIN: Final = 1.0
 """Seconds that the wall clock must gain at once to count as a suspension, not as its adjustment."""
-TOKEN_STATUSES: Final = (401, 403)
-TOKEN_SECONDS: Final = 5.0
-"""Between two calls of a token provider, while the token is refused."""
 WRONG_THREAD: Final = (
     "the dispatcher was used from a thread without its loop; "
     "`loop.call_soon_threadsafe` or `asyncio.run_coroutine_threadsafe` hand work over"
@@ -76,9 +74,11 @@ class Pump:
         self._config = config
         self._name = name
         self._on_failure = on_failure
-        self._token_provider = token_provider
-        self._token = config.token
-        self._renewal: asyncio.Task[None] | None = None
+        self._renewal: Renewal | None = None
+        if token_provider is not None:
+            self._renewal = Renewal(
+                token_provider, config, name, is_refused=self._is_refused, set_token=self.set_token
+            )
         self._gate_state = "open"
         self._timer: asyncio.Handle | None = None
         self._timer_at = 0.0
@@ -195,10 +195,12 @@ class Pump:
 
     def set_token(self, token: str) -> None:
         """Use another token from the next request on; what the old one halted is tried at once."""
-        self._token = token
         self.transport.set_token(token)
         self.engine.unhalt()
         self.schedule()
+
+    def _is_refused(self) -> bool:
+        return self.engine.gate.refusal is not None and not self.has_ended
 
     def check_place(self) -> None:
         """Refuse to be used from another thread or loop: nothing here is locked.
@@ -339,35 +341,13 @@ class Pump:
                 "dispatcher %s %s: the upstream refuses this token or URL with %d: %s; %d messages held",
                 *(self._name, what, gate.refusal.status, gate.refusal.reason, held),
             )
-            if self._token_provider is not None and gate.refusal.status in TOKEN_STATUSES:
-                self._renew_token()
+            if self._renewal is not None and gate.refusal.status in TOKEN_STATUSES:
+                self._renewal.begin()
         elif gate.pause is not None:
             wait = gate.closed_until - self.now()
             logger.warning("dispatcher %s: the service asks to wait %.1f s (%s)", self._name, wait, state)
         else:
             logger.info("dispatcher %s: open again", self._name)
-
-    def _renew_token(self) -> None:
-        if self._renewal is None or self._renewal.done():
-            self._renewal = self._loop.create_task(self._ask_for_token())
-
-    async def _ask_for_token(self) -> None:
-        """Ask until the token in use is not refused any more."""
-        assert self._token_provider is not None
-        while self.engine.gate.refusal is not None and not self.has_ended:
-            try:
-                answer = self._token_provider()
-                given = answer if isinstance(answer, str) else await answer
-                token = replace(self._config, token=given.strip()).token
-            except ConfigError as error:  # its text never holds a token
-                logger.error("dispatcher %s: the token provider's token: %s", self._name, error)
-            except Exception as error:
-                kind = type(error).__name__  # its text might hold the secret
-                logger.error("dispatcher %s: the token provider failed with %s", self._name, kind)
-            else:
-                if token != self._token:
-                    self.set_token(token)
-            await asyncio.sleep(TOKEN_SECONDS)
 
     # --------------------------------------------------------------------------------------- deliveries
 

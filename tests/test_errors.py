@@ -52,10 +52,20 @@ def test_a_delivery_error_says_why_how_certain_and_how_often() -> None:
     assert str(DeliveryError("no", message=MESSAGE, certainty="not_sent")) == "no (not sent; 0 attempts)"
 
 
+def test_a_wrong_setting_is_told_in_its_own_words() -> None:
+    """The value that is not allowed; or, where it is not the value that is wrong, what is."""
+    wrong = ConfigError("retry.base", -1, "allowed is a number")
+    missing = ConfigError("token", None, "set QSTASH_TOKEN", problem="it is missing")
+    assert str(wrong) == "retry.base: -1 is not allowed; allowed is a number"
+    assert str(missing) == "token: it is missing; set QSTASH_TOKEN"
+    assert (missing.field, missing.value, missing.allowed) == ("token", None, "set QSTASH_TOKEN")
+
+
 @pytest.mark.parametrize(
     "error",
     [
         ConfigError("limit.max_in_flight", 0, "allowed is 1 and more"),
+        ConfigError("token", None, "set QSTASH_TOKEN", problem="it is missing"),
         QueueFull(3, 3, 10, 20),
         MessageTooLarge(5, 4),
         MessageRejected("no", status=400, message=MESSAGE, attempts=TRIES),

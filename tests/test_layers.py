@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 
 LAYERS = (
     ("errors", "message"),
-    ("checks", "options", "sdk", "ndjson", "settings", "sources", "config"),
+    ("checks", "options", "sdk", "ndjson", "settings", "sections", "sources", "config"),
     ("core",),
-    ("transport", "delivery", "identity", "streams", "statistics"),
+    ("transport", "delivery", "identity", "streams", "statistics", "renewal"),
     ("pump",),
     ("dispatcher",),
     ("",),  # the public API: `dispatcher/__init__.py`
@@ -44,7 +44,7 @@ KNOWN_ONLY_IN = {
     "anyio": ("pump", "testing", "cli"),
     "uvloop": ("cli",),
     "argparse": ("cli", "settings", "config"),
-    "logging": ("pump", "devserver", "cli"),
+    "logging": ("pump", "renewal", "devserver", "cli"),
 }
 """Where each package may be imported, by layers' names; the rest of the world is free."""
 DEFERRED_UP = {

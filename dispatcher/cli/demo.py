@@ -140,7 +140,7 @@ async def _until_signalled(demo: Coroutine[None, None, int]) -> int:
             running.cancel()
 
     for number in SIGNALS:
-        if signal.getsignal(number) is not signal.SIG_IGN:  # as under `nohup`
+        if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:  # `nohup` ignores it
             loop.add_signal_handler(number, on_signal, number)
     try:
         return await running
@@ -182,8 +182,8 @@ def _show(arguments: argparse.Namespace) -> Show:
 
 
 async def _demo(show: Show) -> int:
-    if show.proxy is not None:  # that the upstream is away, and there again, is no news here
-        logging.getLogger("dispatcher").setLevel(logging.ERROR)
+    # That the service asks to wait, is away and there again, is what was asked for; what ends all is news.
+    logging.getLogger("dispatcher").setLevel(logging.ERROR)
     with tempfile.TemporaryDirectory(prefix="dispatcher-demo-") as directory:
         state = Path(directory) / "state" if show.proxy is not None else None
         upstream = Upstream(

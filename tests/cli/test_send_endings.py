@@ -96,8 +96,8 @@ async def test_a_wrong_base_url_ends_it_at_once(tmp_path: Path) -> None:
         (["in", "--receipts", "in"], "in is read; writing it would destroy it"),
         (["in", "--failures", "link"], "link is read; writing it would destroy it"),
         (["in", "--receipts", "x", "--failures", "./x"], "two files, not both in ./x"),
-        (["in", "--token-file", "missing"], "DISPATCHER_TOKEN_FILE: 'missing' is not allowed"),
-        (["in", "--config", "missing"], "file: 'missing' is not allowed"),
+        (["in", "--token-file", "missing"], "DISPATCHER_TOKEN_FILE: 'missing' cannot be read: No such"),
+        (["in", "--config", "missing"], "file: 'missing' cannot be read: No such file"),
         (["in", "--deliver-within", "0"], "'0' is not allowed; allowed is a number, > 0"),
         ([], "required: FILE"),
     ],
@@ -128,7 +128,9 @@ async def test_no_token_is_told(tmp_path: Path) -> None:
     """With the names of the two places where it may be."""
     done = await send(write(tmp_path / "in", items(1)), url=None, token=None)
     assert done.code == 2
-    assert "set QSTASH_TOKEN" in done.stderr
+    assert done.stderr.startswith(
+        "dispatcher send: token: it is missing; set QSTASH_TOKEN, or DISPATCHER_TOKEN_FILE"
+    )
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "no-such-host.invalid"])
@@ -152,6 +154,8 @@ async def test_an_unreachable_host_is_told_and_tried(tmp_path: Path, host: str) 
     assert process.returncode == 1, rest
     assert 4 <= seconds < 12
     assert "was not reached within 4 s; nothing after it was read" in rest
+    assert len(rest.splitlines()) < 10
+    assert "more lines\n" in rest
     assert "0 delivered, " in rest
 
 
@@ -220,6 +224,8 @@ async def test_a_drain_ends(tmp_path: Path) -> None:
     assert process.returncode == 1
     assert {receipt["certainty"] for receipt in read(out)} == {"unknown"}
     assert "0 delivered, 100 failed" in stderr
+    assert stderr.count("Abandoned: ") == 1
+    assert "as line 1: 99 more lines" in stderr
 
 
 async def test_a_signal_after_the_last_line_is_no_failure(tmp_path: Path) -> None:
@@ -299,6 +305,27 @@ async def test_it_needs_no_standard_error(tmp_path: Path, closed: str) -> None:
             assert await process.wait() == 1
         assert len(upstream.accepted()) == 3
     assert [receipt["line"] for receipt in read(out)] == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        ("- <&-", "- cannot be read: Bad file descriptor"),
+        ("/dev/null --receipts - >&-", "standard output cannot be written: Bad file descriptor"),
+    ],
+)
+async def test_a_closed_stream_that_is_wanted_is_refused(words: str, text: str) -> None:
+    """Nothing is read from nowhere, and no receipt is lost there."""
+    async with local_upstream() as upstream:
+        process = await asyncio.create_subprocess_shell(
+            f'exec "{sys.executable}" -m dispatcher send {words}',
+            env=environment(upstream.url),
+            stderr=asyncio.subprocess.PIPE,
+        )
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            stderr = (await process.communicate())[1].decode()
+    assert process.returncode == 2, stderr
+    assert text in stderr
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no device that is full")  # noqa: PTH110

@@ -29,11 +29,21 @@ BAD: list[tuple[dict[str, Any] | bytes, str, str]] = [
     ({"url": URL, "deduplication_id": "a:b"}, "MessageInvalid", "deduplication id: ':' (U+003A) at index 1"),
     ({"url": URL, "deduplication_id": "a b"}, "MessageInvalid", "deduplication id: ' ' (U+0020) at index 1"),
     (
-        {"destination": URL, "headers": {"Upstash-Deduplication-Id": "a:b"}},
+        {"destination": URL, "headers": {"Upstash-Deduplication-Id": "ab:"}},
         "MessageInvalid",
-        "':' (U+003A) at index 1",
+        "':' (U+003A) at index 2",
     ),
-    ({"destination": URL, "headers": {"Hello": "1"}}, "MessageInvalid", "`Hello` would not be forwarded"),
+    (
+        {"destination": URL, "headers": {"Hello": "1"}},
+        "MessageInvalid",
+        "`Hello` would not be forwarded; in a line's `headers` it is written `Upstash-Forward-Hello`",
+    ),
+    (
+        {"destination": URL, "deduplication_id": "a"},
+        "MessageInvalid",
+        "beside `destination`, put `Upstash-Deduplication-Id` into `headers`",
+    ),
+    ({"destination": URL, "delay": 3}, "MessageInvalid", "`delay` stands beside `url`"),
     ({"destination": URL, "body": "x" * 1_048_577}, "MessageTooLarge", "1048577 bytes, the limit is 1048576"),
     ({"destination": URL, "bdy": "x"}, "MessageInvalid", "did you mean `body`"),
 ]
@@ -60,7 +70,9 @@ async def test_bad_lines_are_named_and_stop_nothing(tmp_path: Path) -> None:
         assert (receipt["error"], receipt["certainty"], receipt["attempts"]) == (kind, "not_sent", 0)
         assert text in receipt["reason"]
         assert f"line {receipt['line']}: {kind}: {receipt['reason']}\n" in done.stderr
-    assert f"13 delivered, {len(BAD)} failed" in done.stderr
+    assert f"{len(BAD)} delivered, {len(BAD)} failed" in done.stderr
+    assert "Options(" not in done.stderr
+    assert "as line" not in done.stderr
     assert f"({len(BAD)} bad lines)" in done.stderr
     _check_that_nothing_is_lost(read(tmp_path / "failed"))
 
@@ -80,15 +92,32 @@ def _check_that_nothing_is_lost(failed: list[dict[str, Any]]) -> None:
 
 
 @pytest.mark.anyio
-async def test_many_bad_lines_are_told_once(tmp_path: Path) -> None:
-    """Twenty by number, the rest in the sum."""
-    name = write(tmp_path / "in", [*[b"{"] * 2_000, *items(1)])
+async def test_equal_reasons_are_told_once(tmp_path: Path) -> None:
+    """The first line in full and the others, over all blocks, as a count."""
+    other = b'{"body": 1}'
+    name = write(tmp_path / "in", [*[b"{"] * 1_000, other, *[b"{"] * 1_000, *items(1)])
+    async with local_upstream() as upstream:
+        done = await send(name, url=upstream.url)
+    assert done.code == 1
+    assert done.stderr.count("BadLine: not JSON") == 1
+    assert "line 1: BadLine: not JSON" in done.stderr
+    assert "as line 1: 1,999 more lines" in done.stderr
+    assert "line 1,001: MessageInvalid: the destination is missing" in done.stderr
+    assert "as line 1,001" not in done.stderr
+    assert "2,002 lines: 1 delivered, 2,001 failed" in done.stderr
+    assert "failed: 2,000 BadLine, 1 MessageInvalid (2,001 bad lines)" in done.stderr
+
+
+@pytest.mark.anyio
+async def test_many_different_reasons_are_only_counted(tmp_path: Path) -> None:
+    """Twenty in full, the rest in the sum."""
+    name = write(tmp_path / "in", [b" " * number + b"{" for number in range(1_000)])
     async with local_upstream() as upstream:
         done = await send(name, url=upstream.url)
     assert done.code == 1
     assert done.stderr.count("BadLine: not JSON") == 20
-    assert "2,001 lines: 1 delivered, 2,000 failed" in done.stderr
-    assert "failed: 2,000 BadLine (2,000 bad lines)" in done.stderr
+    assert done.stderr.count("are only counted") == 1
+    assert "1,000 lines: 0 delivered, 1,000 failed" in done.stderr
 
 
 @pytest.mark.anyio

@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from random import Random
 from typing import TYPE_CHECKING, Any
 
 from dispatcher.config import Config
-from dispatcher.core.batch import Batch, Entry, Failure, Reply, SingleRequest, Step
+from dispatcher.core.batch import CERTAINTIES, Batch, Entry, Failure, Reply, SingleRequest, Step
 from dispatcher.core.engine import Engine
+from dispatcher.errors import (
+    Abandoned,
+    DeadlineExceeded,
+    DeliveryError,
+    Halted,
+    MessageRejected,
+    OutcomeUnknown,
+    QuotaExhausted,
+    RetriesExhausted,
+)
 from dispatcher.message import Message, Receipt
 
 if TYPE_CHECKING:
@@ -91,6 +102,10 @@ class Rig:
         self.settled += step.settled
         self.wake_at = step.wake_at
         self.engine.check()
+        for entry in step.settled:
+            check_outcome(entry)
+        expected = Counter(word_of(entry) for entry in self.settled)
+        assert expected == self.engine.tally.finished, "outcomes are counted under other words"
         return step.start
 
     def advance(self, seconds: float) -> list[Batch]:
@@ -210,6 +225,41 @@ def certainty(entry: Entry) -> str:
     """What a failed entry's error says is known."""
     value: str = entry.outcome.certainty  # type: ignore[union-attr]
     return value
+
+
+WORDS = {
+    Receipt: "delivered",
+    MessageRejected: "rejected",
+    OutcomeUnknown: "unknown",
+    DeadlineExceeded: "deadline_exceeded",
+    RetriesExhausted: "retries_exhausted",
+    QuotaExhausted: "quota_exhausted",
+    Halted: "halted",
+    Abandoned: "abandoned",
+}
+
+
+def word_of(entry: Entry) -> str:
+    """Under which word its outcome is counted."""
+    outcome = entry.outcome
+    if isinstance(outcome, Abandoned) and "withdrawn" in outcome.reason:
+        return "withdrawn"
+    return WORDS[type(outcome)]  # type: ignore[index]
+
+
+def check_outcome(entry: Entry) -> None:
+    """What every failure carries: its message, ready to be sent again, its attempts, a reason in words."""
+    outcome = entry.outcome
+    if isinstance(outcome, Receipt):
+        assert outcome.deduplication_id == entry.deduplication_id
+        return
+    assert isinstance(outcome, DeliveryError)
+    assert outcome.message.destination == entry.message.destination
+    assert outcome.message.deduplication_id == (entry.deduplication_id or entry.message.deduplication_id)
+    assert outcome.certainty in CERTAINTIES
+    assert outcome.attempts == entry.attempts
+    assert outcome.reason
+    assert "None" not in str(outcome)
 
 
 def receipts(rig: Rig) -> dict[int, Receipt]:
