@@ -48,7 +48,18 @@ class _Parser(argparse.ArgumentParser):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code."""
     _repair_standard_streams()
-    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        code = _run(_parse(list(sys.argv[1:] if argv is None else argv)))
+    except BrokenPipeError:
+        code = EXIT_UNDELIVERED
+    except KeyboardInterrupt:  # before a command has its own handlers
+        code = 128 + signal.SIGINT
+    finally:
+        has_reader = _flush_output()
+    return code if has_reader else code or EXIT_UNDELIVERED
+
+
+def _parse(words: list[str]) -> argparse.Namespace:
     wanted = next((word for word in words if not word.startswith("-")), None)
     parser = _Parser(
         prog="dispatcher", description="Batching dispatcher for QStash (unofficial).", allow_abbrev=False
@@ -63,25 +74,30 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments, unknown = parser.parse_known_args(words)
     if unknown:
         parsers[arguments.command].refuse(unknown)
-    return _run(arguments)
+    return arguments
 
 
 def _run(arguments: argparse.Namespace) -> int:
     from dispatcher.errors import ConfigError, DispatcherError
 
     try:
-        code = int(importlib.import_module(f"dispatcher.cli.{arguments.command}").run(arguments))
-        if sys.stdout is not None:
-            sys.stdout.flush()  # while a reader that has left can still be met in good order
+        return int(importlib.import_module(f"dispatcher.cli.{arguments.command}").run(arguments))
     except DispatcherError as error:
         print(f"dispatcher {arguments.command}: {error}", file=sys.stderr)
         return EXIT_USAGE if isinstance(error, ConfigError) else EXIT_UNDELIVERED
+
+
+def _flush_output() -> bool:
+    """Whether someone took it; what nobody takes goes to the null device: no traceback at the exit."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is still in the buffer goes nowhere
-        return EXIT_UNDELIVERED
-    except KeyboardInterrupt:  # before a command has its own handlers
-        return 128 + signal.SIGINT
-    return code
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, 1)
+        os.close(null)
+        return False
+    return True
 
 
 def _repair_standard_streams() -> None:

@@ -8,6 +8,7 @@ it came, under `_raw`. Never invents an id and never drops a byte of a line it w
 from __future__ import annotations
 
 import base64
+import re
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import orjson
@@ -23,8 +24,9 @@ if TYPE_CHECKING:
 
 BAD_LINE: Final = "BadLine"
 STOPPED: Final = "Stopped"
-Likeness = tuple[str, str, str, str | None]
-"""Kind, reason, certainty and last outcome of a problem; not how often it was tried."""
+_SECONDS: Final = re.compile(r"\d+\.\d+ s\b")
+Likeness = tuple[str, str, str, str]
+"""Kind, reason, certainty and last outcome of a problem; not how often and how long it was tried."""
 _FOLDED_ID: Final = DEDUPLICATION_ID.lower()
 
 
@@ -42,7 +44,7 @@ class Problem(NamedTuple):
     @property
     def likeness(self) -> Likeness:
         """Equal for lines that failed for the same reason."""
-        last = self.attempts[-1].outcome if self.attempts else None
+        last = _SECONDS.sub("", self.attempts[-1].outcome) if self.attempts else ""
         return self.kind, self.reason, self.certainty, last
 
     def __str__(self) -> str:

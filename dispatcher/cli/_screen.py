@@ -32,7 +32,7 @@ RATE_DRAWS: Final = 8
 SILENCE_SECONDS: Final = 2.0
 REPEAT_SECONDS: Final = 10.0
 """For so long the library's log does not say the same thing again, with other numbers."""
-_TOLD_AT_THE_END: Final = ("closed with undelivered messages", "failed at first contact")
+_TOLD_AT_THE_END: Final = ("closed with undelivered messages", "at first contact")
 """What the library says of what ends the sending: the last lines say it."""
 _CLEAR: Final = "\r\x1b[K"
 

@@ -164,10 +164,11 @@ def _show(arguments: argparse.Namespace) -> Show:
     faults = arguments.faults
     if faults is None:
         faults = FAULTS_CHAOS if chaos else FAULTS
-    load_plan(faults)
+    markers = load_plan(faults).base.markers
     # Without ids a refused batch is not searched, and its neighbours would fail with the poisoned one.
-    with_500 = SENDS_POISON_500 and chaos and not off and not arguments.control
-    messages = build(number, poison=not off, poison_500=with_500)
+    with_400 = not off and markers.get("poison_400") == POISON
+    with_500 = chaos and not off and not arguments.control and markers.get("poison_500") == POISON_500
+    messages = build(number, poison=with_400, poison_500=with_500)
     return Show(
         messages=messages,
         faults=faults,

@@ -47,12 +47,14 @@ class Journal:
         try:
             self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         except OSError as error:
-            raise ConfigError("state", str(path), f"it cannot be opened: {error.strerror}") from None
+            problem = f"{str(path)!r} cannot be opened: {error.strerror}"
+            raise ConfigError("state", str(path), "wanted is a file to append to", problem=problem) from None
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             os.close(self._fd)
-            raise ConfigError("state", str(path), "another server uses it; give each its own") from None
+            problem = f"another server uses {str(path)!r}"
+            raise ConfigError("state", str(path), "give each its own", problem=problem) from None
 
     def load(self, upstream: Upstream) -> int:
         """Bring `upstream` to the state on disk; returns the number of changes. A torn end is cut off."""

@@ -93,7 +93,7 @@ def test_a_failed_check_names_its_counts() -> None:
 
 
 def test_injected_faults_are_no_warnings() -> None:
-    """That the service asks to wait, because it was told to, is not told; the run is good."""
+    """That the service asks to wait, as it was told to, is not told; nor is poison sent that it takes."""
     words = ["--messages", "2000", "--faults", "throttle_burst=0.2 unavailable=0.1 burst_reset=50ms"]
     done = subprocess.run(
         [*COMMAND, *words], capture_output=True, text=True, timeout=PATIENCE_SECONDS, check=False

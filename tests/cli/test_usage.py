@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
 import pytest
 
+from dispatcher.cli import demo, main
+from dispatcher.errors import DispatcherError
 from tests.cli.send_support import environment
 
 TELLS_ALL = "[options] (--help tells all)"
@@ -49,8 +52,10 @@ def run(*words: str, **env: str) -> tuple[int, list[str]]:
         (
             ["send", "x", "--deliver-within", "0"],
             "dispatcher send FILE|-",
-            "dispatcher send: error: argument --deliver-within: '0' is not allowed; allowed is a number, "
-            "> 0, ≤ 604,800 s",
+            (
+                "dispatcher send: error: argument --deliver-within: "
+                "'0' is not allowed; allowed is a number, > 0, ≤ 604,800 s"
+            ),
         ),
         (
             ["demo", "--messages", "many"],
@@ -89,3 +94,31 @@ def test_a_misnamed_variable_is_told_in_a_sentence() -> None:
         2,
         ["dispatcher send: DISPATCHER_TOKEN: there is no such setting; did you mean `QSTASH_TOKEN`?"],
     )
+
+
+def test_an_error_of_ours_is_one_line_and_exit_1(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whatever the package raises on purpose is no traceback."""
+
+    def fail(_arguments: object) -> int:
+        raise DispatcherError("the local upstream does not start")
+
+    monkeypatch.setattr(demo, "run", fail)
+    assert main(["demo"]) == 1
+    assert capsys.readouterr().err == "dispatcher demo: the local upstream does not start\n"
+
+
+def test_help_that_nobody_reads_is_no_traceback() -> None:
+    """`dispatcher send --help | true`."""
+    ours, theirs = os.pipe()
+    os.close(ours)
+    with os.fdopen(theirs, "wb") as unread:
+        done = subprocess.run(
+            [sys.executable, "-m", "dispatcher", "send", "--help"],
+            stdout=unread,
+            stderr=subprocess.PIPE,
+            timeout=60,
+            check=False,
+        )
+    assert done.stderr == b""

@@ -244,7 +244,7 @@ def word_of(entry: Entry) -> str:
     outcome = entry.outcome
     if isinstance(outcome, Abandoned) and "withdrawn" in outcome.reason:
         return "withdrawn"
-    return WORDS[type(outcome)]  # type: ignore[index]
+    return WORDS[type(outcome)]
 
 
 def check_outcome(entry: Entry) -> None:

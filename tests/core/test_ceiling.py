@@ -79,3 +79,71 @@ def test_one_message_that_is_too_large_lowers_nothing() -> None:
     rig.serve(lambda entry: entry is entries[42], status=413, text="message too large")
     assert rig.engine.tally.finished == {"delivered": 99, "rejected": 1}
     assert not rig.engine.ceiling.is_lowered
+
+
+def lowered(messages: int = 50, size_bytes: int = 200_000) -> Ceiling:
+    """Batches of twice that were refused, and one of that passed."""
+    ceiling = Ceiling(100, 1_000_000)
+    ceiling.on_too_large(2 * messages, 2 * size_bytes, (messages, size_bytes))
+    assert (ceiling.max_messages, ceiling.max_bytes) == (messages, size_bytes)
+    return ceiling
+
+
+def pass_often(ceiling: Ceiling, messages: int, size_bytes: int, times: int = PATIENCE) -> tuple[int, int]:
+    """So many batches of that size pass; the bounds afterwards."""
+    for _ in range(times):
+        ceiling.on_accepted(messages, size_bytes)
+    return ceiling.max_messages, ceiling.max_bytes
+
+
+def test_near_in_one_of_both_is_evidence() -> None:
+    """Nine tenths of the messages or of the bytes, exactly."""
+    assert pass_often(lowered(), 45, 10) == (55, 220_000)
+    assert pass_often(lowered(), 44, 10) == (50, 200_000)
+    assert pass_often(lowered(), 1, 180_000) == (55, 220_000)
+    assert pass_often(lowered(), 1, 179_999) == (50, 200_000)
+
+
+def test_patience_begins_anew_after_each_rise() -> None:
+    """Each tenth more takes its hundred batches."""
+    ceiling = lowered()
+    assert pass_often(ceiling, 50, 200_000, PATIENCE - 1) == (50, 200_000)
+    assert pass_often(ceiling, 50, 200_000, 1) == (55, 220_000)
+    assert pass_often(ceiling, 55, 220_000, PATIENCE - 1) == (55, 220_000)
+    assert pass_often(ceiling, 55, 220_000, 1) == (60, 242_000)
+
+
+def test_a_refusal_ends_patience() -> None:
+    """What passed before it no longer counts towards the next rise."""
+    ceiling = lowered()
+    pass_often(ceiling, 50, 200_000, PATIENCE - 1)
+    ceiling.on_too_large(50, 200_000, (25, 100_000))
+    assert pass_often(ceiling, 25, 100_000, PATIENCE - 1) == (25, 100_000)
+
+
+def test_it_rises_by_whole_messages_up_to_the_configuration() -> None:
+    """A small count by one, and no bound above what was configured."""
+    ceiling = lowered(4, 999_999)
+    assert pass_often(ceiling, 4, 10) == (5, 1_000_000)
+    for _ in range(100):
+        pass_often(ceiling, ceiling.max_messages, 10)
+    assert (ceiling.max_messages, ceiling.is_lowered) == (100, False)
+
+
+def test_what_passed_at_the_refused_size_is_forgotten() -> None:
+    """It passes no longer: only smaller successes bound it from below, in messages and bytes apart."""
+    ceiling = lowered(80, 800_000)
+    ceiling.on_accepted(60, 600_000)
+    ceiling.on_too_large(70, 700_000, (35, 350_000))
+    assert (ceiling.max_messages, ceiling.max_bytes) == (60, 600_000)
+    ceiling.on_too_large(60, 600_000, (30, 300_000))
+    assert (ceiling.max_messages, ceiling.max_bytes) == (30, 300_000)
+    ceiling.on_too_large(20, 200_000, (10, 100_000))
+    assert (ceiling.max_messages, ceiling.max_bytes) == (10, 100_000)
+
+
+def test_at_least_one_message() -> None:
+    """Also if no part of it passed."""
+    ceiling = Ceiling(100, 1_000_000)
+    ceiling.on_too_large(2, 200_000, (0, 0))
+    assert (ceiling.max_messages, ceiling.max_bytes) == (1, BYTES_MIN)

@@ -189,3 +189,91 @@ def test_a_halt_ends_the_searches_it_meets() -> None:
     rig.poll()
     rig.serve(lambda entry: entry is later[2])
     assert [entry.number for entry in later if isinstance(entry.outcome, Receipt)] == [8, 9, 11]
+
+
+def test_searches_are_counted() -> None:
+    """Each refused batch once, its probes not."""
+    rig = Rig(limit_max_in_flight=8)
+    for searches in (1, 2, 3):
+        rig.put(8)
+        rig.poll()
+        rig.serve(lambda entry: entry.number % 8 == 3)
+        assert rig.engine.tally.isolations == searches
+
+
+def test_a_named_culprit_is_tried_first() -> None:
+    """The text names its destination: it goes alone, and when it is refused the rest goes whole."""
+    rig = Rig()
+    rig.put(50)
+    (named,) = rig.put(1, destination="no-such-group")
+    rig.put(49)
+    (batch,) = rig.poll()
+    rig.refuse(batch, 404, "URL group no-such-group not found")
+    assert rig.serve(lambda entry: entry is named, 404) == 2
+    assert numbers(rig.started[1].entries) == [50]
+    assert numbers(rig.started[2].entries) == [n for n in range(100) if n != 50]
+
+
+def test_a_named_suspect_that_passes_puts_the_blame_on_the_rest() -> None:
+    """It is not sent whole again: its left half is next."""
+    rig = Rig()
+    rig.put(10)
+    rig.put(1, destination="some-group")
+    (batch,) = rig.poll()
+    rig.refuse(batch, 400, "some-group and others")
+    rig.ok(rig.out[0])
+    assert numbers(rig.out[0].entries) == [0, 1, 2, 3, 4]
+
+
+def test_a_named_suspect_that_passes_after_others_had_left() -> None:
+    """One of the refused batch is gone and may have been to blame: the rest is sent whole."""
+    rig = Rig(deduplication="off")
+    rig.put(1, idempotent=False)
+    rig.put(9)
+    rig.put(1, destination="some-group")
+    (batch,) = rig.poll()
+    rig.refuse(batch, 400, "some-group and others")
+    rig.ok(rig.out[0])
+    assert numbers(rig.out[0].entries) == list(range(1, 10))
+
+
+def test_a_named_culprit_of_a_queue_waits_for_what_is_before_it() -> None:
+    """Its queue's earlier messages go first, its later ones last."""
+    rig = Rig()
+    rig.put(3, queue="q")
+    (named,) = rig.put(1, queue="q", destination="no-such-group")
+    rig.put(3, queue="q")
+    (batch,) = rig.poll()
+    rig.refuse(batch, 404, "URL group no-such-group not found")
+    rig.serve(lambda entry: entry is named, 404)
+    assert rig.numbers[1:] == [[0, 1, 2], [3], [4, 5, 6]]
+
+
+def test_a_named_culprit_of_another_queue_does_not_wait() -> None:
+    """What stands before it in the batch is of other lanes: it goes first."""
+    rig = Rig()
+    rig.put(3, queue="p")
+    (named,) = rig.put(1, queue="q", destination="no-such-group")
+    rig.put(3, queue="q")
+    (batch,) = rig.poll()
+    rig.refuse(batch, 404, "URL group no-such-group not found")
+    rig.serve(lambda entry: entry is named, 404)
+    assert rig.numbers[1] == [3]
+
+
+def test_a_probe_with_different_histories_is_repeated_whole() -> None:
+    """Some of it had failed before: one group, one back-off, the same probe."""
+    rig = Rig(rng=Extremes(), retry_base=0.5)
+    rig.put(2)
+    rig.fail(rig.poll()[0], "connect")
+    rig.advance(0.4)
+    rig.put(6)
+    rig.advance(0.0001)
+    rig.refuse(next(batch for batch in rig.out if len(batch.entries) == 6), 400)
+    probe = rig.out[0]
+    probe.entries[0].trouble.streak = 4  # type: ignore[union-attr]
+    before = numbers(probe.entries)
+    rig.fail(probe, "connect")
+    groups = [group for group in rig.engine.backoffs if group.isolation is not None]
+    assert [numbers(group.entries) for group in groups] == [before]
+    assert groups[0].due_at - rig.now == pytest.approx(0.5 * 2**4)

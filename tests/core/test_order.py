@@ -120,3 +120,48 @@ def test_a_queue_that_fails_blocks_nothing_else() -> None:
     rig.put(1)
     (batch,) = rig.poll()
     assert sorted(entry.queue or "" for entry in batch.entries) == ["", "free"]
+
+
+def test_violations_are_counted_queue_by_queue() -> None:
+    """Each refused entry with a later accepted one of its own queue; others say nothing."""
+    rig = Rig(batch_quantum_bytes=10)
+    for queue in ("a", "b", None, "a", "b", "c"):
+        rig.put(1, queue=queue)
+    (batch,) = rig.poll()
+    place = {(entry.queue, n): n for n, entry in enumerate(batch.entries)}
+    first = {queue: min(n for name, n in place if name == queue) for queue in ("a", "b", "c", None)}
+    rig.errors(batch, first["a"], first["b"], first["c"], first[None])
+    assert rig.engine.tally.order_violations == 2
+
+
+def test_violations_add_up() -> None:
+    """Over entries of one reply, and over replies."""
+    rig = Rig()
+    rig.put(5, queue="q")
+    rig.errors(rig.poll()[0], 0, 1, 3)
+    assert rig.engine.tally.order_violations == 3
+    rig.errors(rig.next(), 0)
+    assert rig.engine.tally.order_violations == 4
+
+
+def test_repeats_of_a_group_show_an_exception_too() -> None:
+    """An endpoint that knows the message has it from our earlier attempt."""
+    rig = Rig()
+    rig.put(1, queue="q")
+    rig.put(1, queue="q", destination="subscribers")
+    rig.fail(rig.poll()[0])
+    body = b'[{"messageId":"a"},[{"messageId":"b","url":"u","deduplicated":true}]]'
+    rig.answer(rig.next(), Reply(200, body))
+    assert rig.engine.tally.order_violations == 1
+
+
+def test_first_attempts_show_no_exception() -> None:
+    """A later message that was known without having been sent is the caller's own repeat."""
+    rig = Rig()
+    rig.put(2, queue="q")
+    rig.errors(rig.poll()[0], 0)
+    assert rig.engine.tally.order_violations == 1
+    rig.put(1, queue="q")
+    (batch,) = rig.advance(1.0)
+    rig.answer(batch, Reply(200, b'[{"messageId":"a"},{"messageId":"b","deduplicated":true}]'))
+    assert rig.engine.tally.order_violations == 1
