@@ -140,10 +140,6 @@ class Config:
         """
         environment = os.environ if env is None else env
         values = sources.read(settings(), environment, file, overrides)
-        if "token" not in values:
-            raise ConfigError(
-                "token", None, f"set QSTASH_TOKEN, or {sources.TOKEN_FILE} to a file that holds it"
-            )
         nested = {name: kind(**sources.within(values, name)) for name, kind in _SECTIONS.items()}
         return cls(**sources.within(values), **nested)
 

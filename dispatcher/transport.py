@@ -16,7 +16,7 @@ import io
 import ssl
 import time
 from email.utils import parsedate_to_datetime
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
@@ -107,6 +107,7 @@ class HTTPTransport:
             raise_for_status=False,
             auto_decompress=True,
             timeout=aiohttp.ClientTimeout(total=None),
+            trace_configs=[_watch_for_sending()],
         )
 
     async def post_batch(self, body: bytes, *, timeout: float) -> Reply | Failure:
@@ -135,9 +136,10 @@ class HTTPTransport:
         headers["Authorization"] = self._authorization
         # aiohttp warns about large plain bytes, which it would write in one piece; a file it reads in parts.
         payload = io.BytesIO(body) if len(body) > PLAIN_BODY_BYTES else body
-        # Connecting must give up before the attempt does: only then is it certain that nothing was sent.
+        # Connecting gives up before the attempt does, so that its own words are told.
         connect = min(self._settings.connect_timeout, timeout * CONNECT_SHARE)
         bounds = aiohttp.ClientTimeout(total=None, connect=connect, sock_connect=connect)
+        sent: list[bool] = []
         try:
             async with (
                 asyncio.timeout(timeout),
@@ -149,12 +151,15 @@ class HTTPTransport:
                     allow_redirects=False,
                     timeout=bounds,
                     proxy=self._proxy,
+                    trace_request_ctx=sent,
                 ) as response,
             ):
                 return await self._read(response)
         except _NOTHING_SENT as error:
             return Failure("connect", f"cannot connect to {self._base}: {_words(error)}", "not_sent")
         except TimeoutError:
+            if not sent:
+                return Failure("connect", f"cannot connect to {self._base}: not in time", "not_sent")
             return Failure("timeout", f"no complete answer within {timeout:.3g} s", "unknown")
         except (aiohttp.ClientPayloadError, aiohttp.ContentTypeError) as error:
             return Failure("reply", f"the reply broke off: {_words(error)}", "unknown")
@@ -193,6 +198,17 @@ async def _bounded(response: aiohttp.ClientResponse, bound: int) -> bytes | None
             return None
         parts.append(part)
     return b"".join(parts)
+
+
+def _watch_for_sending() -> aiohttp.TraceConfig:
+    """Marks the list given with a request once its head is written: before that nothing was sent."""
+
+    async def mark(session: aiohttp.ClientSession, context: Any, parameters: Any) -> None:
+        context.trace_request_ctx.append(True)
+
+    trace = aiohttp.TraceConfig()
+    trace.on_request_headers_sent.append(mark)
+    return trace
 
 
 def _proxy_of(url: URL) -> str | None:
