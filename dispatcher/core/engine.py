@@ -160,6 +160,7 @@ class Engine:
         for entry in list(self.held()):
             self.settle(entry, failures.abandoned(entry, why), "abandoned")
         self.out.clear()
+        self._apart = 0
 
     # ------------------------------------------------------------------------------------------ output
 
@@ -437,6 +438,8 @@ class Engine:
             assert not lane.ordered or len(out) <= 1, "an ordered lane has two batches in flight"
             sent = sum(entry.lane is lane for batch in out for entry in batch.entries)
             assert not lane.is_strict or sent <= 1, "a strict lane has two messages in flight"
+        apart = sum(batch.is_apart for batch in self.out.values())
+        assert apart == self._apart, "what does not come from the lanes is miscounted"
         probe = self.gate.probe
         assert probe is None or probe in self.out or not held, "the gate waits for a probe that is not out"
         if held and not self.out:

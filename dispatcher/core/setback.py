@@ -109,7 +109,7 @@ def put_back(
         return
     add(engine.tally.retried, ruling.cause, len(kept))
     if ruling.is_suspicious and any(_is_suspect(engine, entry) for entry in kept):
-        _halve(engine, kept, ruling, now, isolation=isolation, is_sealed=is_sealed)
+        _halve(engine, kept, ruling, now, isolation=isolation)
         return
     shift(engine, kept, IN_FLIGHT, BACKING_OFF)
     groups = [kept] if is_sealed or isolation is not None else _by_failures(kept)
@@ -172,7 +172,6 @@ def _halve(
     now: float,
     *,
     isolation: Isolation | None,
-    is_sealed: bool,
 ) -> None:
     """Send the suspects' halves apart; who shares an ordered lane with what goes first stays in the lane."""
     if isolation is not None:

@@ -122,3 +122,14 @@ def test_a_probe_that_waits_for_a_slot_can_expire() -> None:
     rig.ok(rig.out[0])
     assert rig.out == []
     assert rig.engine.isolations == [] or rig.poll() == []
+
+
+def test_late_acceptances_add_up() -> None:
+    """Each message that was taken after it had settled."""
+    rig = Rig()
+    rig.put(2, within=1.0)
+    rig.put(1)
+    (batch,) = rig.poll()
+    rig.advance(1.1)
+    rig.ok(batch)
+    assert rig.engine.tally.late == 2

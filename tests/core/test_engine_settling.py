@@ -13,7 +13,7 @@ from dispatcher.errors import (
     RetriesExhausted,
 )
 from dispatcher.message import Receipt
-from tests.core.rig import Extremes, Rig, numbers, receipts
+from tests.core.rig import Extremes, Rig, is_held, numbers, receipts
 
 
 def test_each_gets_its_own_receipt() -> None:
@@ -211,3 +211,46 @@ def test_entries_that_say_nothing_end_as_unknown() -> None:
     for _ in range(4):
         rig.answer(rig.next(), Reply(200, b"[{}]"))
     assert isinstance(entries[1].outcome, OutcomeUnknown)
+
+
+def test_a_groups_repeat_is_told_like_any_other() -> None:
+    """To an id of ours it is our earlier attempt, to the caller's it is passed on; attempts count."""
+    rig = Rig()
+    ours = rig.put(1, destination="subscribers")[0]
+    theirs = rig.put(1, destination="subscribers", identity="theirs")[0]
+    fresh = rig.put(1, destination="subscribers", identity="fresh")[0]
+    theirs.owns_id = fresh.owns_id = False
+    rig.fail(rig.poll()[0])
+    known = [{"messageId": "a", "url": "u", "deduplicated": True}, {"messageId": "b", "url": "v"}]
+    body = json.dumps([known, known, known[1:]]).encode()
+    rig.answer(rig.next(), Reply(200, body))
+    receipts_of = [entry.outcome for entry in (ours, theirs, fresh)]
+    assert all(isinstance(receipt, Receipt) for receipt in receipts_of)
+    assert [receipt.deduplicated for receipt in receipts_of] == [False, True, False]  # type: ignore[union-attr]
+    assert [receipt.attempts for receipt in receipts_of] == [2, 2, 2]  # type: ignore[union-attr]
+    assert [receipt.duplicate_possible for receipt in receipts_of] == [False] * 3  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("destination", "message_id", "ids"),
+    [("api/llm", "a", ("a",)), ("https://example.com/", "a", ("a",)), ("subscribers", None, ("a",))],
+)
+def test_a_lone_reply_is_read_by_its_destination(
+    destination: str, message_id: str | None, ids: tuple[str, ...]
+) -> None:
+    """`[{…}]` is a URL's or a provider's entry in its array, and a group's own array unwrapped."""
+    rig = Rig()
+    (entry,) = rig.put(1, destination=destination)
+    rig.answer(rig.poll()[0], Reply(200, b'[{"messageId":"a","url":"u"}]'))
+    assert isinstance(entry.outcome, Receipt)
+    assert (entry.outcome.message_id, entry.outcome.message_ids) == (message_id, ids)
+
+
+def test_a_singles_garbled_reply_is_unknown() -> None:
+    """It is sent again under its id."""
+    rig = Rig()
+    (entry,) = rig.put(1, is_single=True)
+    rig.answer(rig.poll()[0], Reply(200, b"<html>"))
+    assert is_held(entry)
+    rig.ok(rig.next())
+    assert isinstance(entry.outcome, Receipt)

@@ -196,3 +196,22 @@ def test_the_message_can_be_sent_again() -> None:
     assert ours.message.deduplication_id is None
     assert failure(theirs).message is theirs.message
     assert failure(plain).message is plain.message
+
+
+@pytest.mark.parametrize(
+    ("location", "shown"),
+    [
+        ("https://user:pass@other.example:8443/path?token=1", " to https://other.example:8443"),
+        ("http://other.example?token=1", " to http://other.example"),
+        ("/v2/batch?token=1", ""),
+        ("https:///path", ""),
+        ("ht tp://host", ""),
+        ("", ""),
+    ],
+)
+def test_where_a_redirect_points(location: str, shown: str) -> None:
+    """Its scheme and host; no user information, path or query."""
+    rig = Rig()
+    entries = rig.put(1)
+    rig.answer(rig.poll()[0], Reply(307, b"", {"location": location}))
+    assert failure(entries[0]).reason.endswith(f"it answers with a redirect{shown}; check the base URL")

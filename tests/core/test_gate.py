@@ -335,7 +335,7 @@ def test_refusals_of_the_old_token_do_not_halt_the_new_one() -> None:
     gate.unhalt()
     probing(gate, 6, 100.0).on_accepted(6)
     gate.on_refused(3, 401, "bad token", 101.0)
-    gate.on_pause(4, Pause("quota", 9999.0), 101.0, NO_JITTER)
+    gate.on_pause(5, Pause("quota", 9999.0), 101.0, NO_JITTER)
     for _ in range(5):
         gate.on_bare(5, 101.0, NO_JITTER)
         assert not gate.on_lone_refusal(5, 403, "", 101.0)
@@ -377,3 +377,34 @@ def test_unhalt_after_first_contact_is_a_new_first_contact() -> None:
     gate.on_start(2, Permit.ALL)
     gate.on_refused(2, 401, "bad token", 102.0)
     assert gate.is_refusing(103.0)
+
+
+def test_a_success_at_an_open_gate_keeps_the_first_bare_pause_short() -> None:
+    """One second, as ever."""
+    gate = Gate()
+    gate.on_accepted(1)
+    bare(gate, 3, first=2)
+    assert gate.closed_until == 101.0
+
+
+def test_unhalt_forgets_every_count() -> None:
+    """Three of each are needed again, and it is no first contact any more."""
+    gate = Gate()
+    gate.on_start(1, Permit.ALL)
+    gate.on_refused(1, 401, "", 100.0)
+    gate.unhalt()
+    assert gate.is_first_contact is False
+    bare(gate, 2, 0.5, first=2)
+    assert [gate.on_lone_refusal(number, 404, "", 0.5) for number in (2, 3)] == [False, False]
+    assert gate.permit(0.5) is Permit.ALL
+
+
+def test_an_opened_gate_is_no_first_contact() -> None:
+    """Whatever it was before."""
+    gate = Gate()
+    gate.on_start(1, Permit.ALL)
+    gate.on_refused(1, 401, "", 100.0)
+    gate.on_start(2, Permit.PROBE)
+    gate.on_understood(2)
+    assert (gate.is_first_contact, gate.state) == (False, "open")
+    assert gate.wake_at(100.0) == INF

@@ -375,3 +375,18 @@ def test_a_service_that_comes_back_by_itself() -> None:
     assert refused <= 5 + 4
     rig.play(service, 31.0)
     assert len(rig.settled) == 501
+
+
+def test_what_was_refused_has_no_back_off_of_its_own() -> None:
+    """The new token is tried at once, and a half stays one."""
+    rig = Rig(rng=Extremes(), retry_base=20.0, retry_max_delay=60.0)
+    rig.put(1)
+    rig.ok(rig.poll()[0])
+    rig.put(4)
+    batch = rig.poll()[0]
+    batch.is_sealed = True
+    rig.engine._apart += 1
+    rig.refuse(batch, 401)
+    rig.engine.unhalt()
+    (probe,) = rig.poll()
+    assert (probe.reason, probe.is_sealed) == ("halving", True)

@@ -294,3 +294,29 @@ def test_a_general_outage_with_one_batch_only() -> None:
     assert min(len(batch.entries) for batch in rig.started) >= 3
     rig.play(lambda batch: accepted(batch.entries), 60.0)
     assert len(rig.settled) == 100
+
+
+def test_one_other_message_is_company() -> None:
+    """As long as something else is to be sent, four failures prove nothing."""
+    rig = Rig(limit_max_in_flight=1, rng=Extremes())
+    rig.put(4)
+    rig.refuse(rig.poll()[0], 500)
+    for _ in range(2):
+        rig.refuse(rig.next(), 500)
+    batch = rig.next()
+    rig.put(1)
+    rig.refuse(batch, 500)
+    assert rig.engine.tally.halvings == 0
+
+
+def test_a_pair_is_parted() -> None:
+    """Counted, and each with a back-off that begins anew."""
+    rig = Rig(rng=Extremes())
+    rig.put(2)
+    rig.refuse(rig.poll()[0], 500)
+    rig.put(1)
+    rig.ok(rig.poll()[0])
+    rig.refuse(rig.next(), 500)
+    assert rig.engine.tally.halvings == 1
+    assert [numbers(group.entries) for group in rig.engine.backoffs] == [[0], [1]]
+    assert [group.due_at - rig.now for group in rig.engine.backoffs] == pytest.approx([0.05, 0.05])

@@ -299,3 +299,12 @@ def test_a_burst_fails_nobody_early() -> None:
     rig.advance(0.2)
     assert isinstance(entries[0].outcome, DeadlineExceeded)
     assert certainty(entries[0]) == "not_accepted"
+
+
+def test_what_was_put_off_has_no_back_off_of_its_own() -> None:
+    """The gate's instant is the only one that holds."""
+    rig = Rig(rng=Extremes(), retry_throttle_base=20.0, retry_base=20.0)
+    rig.put(1)
+    rig.throttle(rig.poll()[0], 0.4)
+    (probe,) = rig.advance(0.5)
+    assert probe.started_at == pytest.approx(100.5)

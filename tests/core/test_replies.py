@@ -197,3 +197,20 @@ def test_words_of_the_service_are_clipped() -> None:
     assert error_text(b'{"error":"bad"}') == "bad"
     assert error_text(b'{"error":{"code":7}}') == '{"error":{"code":7}}'
     assert error_text(b"[1]") == "[1]"
+
+
+def test_endpoints_without_an_id() -> None:
+    """An id that is no text or empty is none, an error that is no text is explained."""
+    body = b'[[{"messageId":7,"url":"u"},{"messageId":"","error":3},{"messageId":"a"}]]'
+    (outcome,) = read_reply(body, 1, is_group=True) or ()
+    assert isinstance(outcome, AcceptedByGroup)
+    assert [endpoint.message_id for endpoint in outcome.endpoints] == [None, None, "a"]
+    assert [endpoint.url for endpoint in outcome.endpoints] == ["u", "", ""]
+    why = "no messageId for this endpoint"
+    assert [endpoint.error for endpoint in outcome.endpoints] == [why, why, None]
+
+
+def test_an_error_that_is_no_text() -> None:
+    """It is shown as it is."""
+    (outcome,) = read_reply(b'[{"error":{"code":7}}]', 1, is_group=False) or ()
+    assert outcome == NotAccepted("{'code': 7}")

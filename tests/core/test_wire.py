@@ -314,3 +314,21 @@ def test_a_batch_is_the_array_of_its_items(bodies: list[str]) -> None:
     wire = batch.body()
     assert [item.get("body", "") for item in json.loads(wire)] == bodies
     assert len(wire) == 2 + batch.size_bytes + len(entries) - 1
+
+
+@pytest.mark.parametrize("query", ["qstash_token=x", "a=1&Upstash-Delay=5s", "upstash-any", "QSTASH_TOKEN"])
+def test_a_query_that_the_service_would_keep(query: str) -> None:
+    """In a request of its own it would not reach the destination: refused, with the cure."""
+    encoder = Encoder(lambda: "id", draws_ids=True, max_message_bytes=1000)
+    with pytest.raises(MessageInvalid, match="which the service keeps for itself") as caught:
+        encoder.encode(Message(f"https://example.com/?{query}", b"\xff"))
+    assert "5s" not in str(caught.value)
+    assert "send such a body as text (base64), or to another query" in str(caught.value)
+
+
+@pytest.mark.parametrize("tail", ["?a=1&x-upstash-b=1", "#?upstash-a=1", "?a=qstash_token", "/upstash-a?"])
+def test_a_query_that_passes(tail: str) -> None:
+    """Other keys, values, fragments and paths are the destination's; text travels in a batch anyway."""
+    encoder = Encoder(lambda: "id", draws_ids=True, max_message_bytes=1000)
+    assert encoder.encode(Message(f"https://example.com{tail}", b"\xff")).single is not None
+    assert encoder.encode(Message("https://example.com/?upstash-delay=1", "text")).single is None

@@ -172,3 +172,15 @@ def test_with_resend_a_suspended_machine_marks_what_may_be_double() -> None:
     rig.ok(rig.next())
     assert isinstance(entries[0].outcome, Receipt)
     assert entries[0].outcome.duplicate_possible
+
+
+def test_naps_add_up() -> None:
+    """Two of five minutes each are ten."""
+    rig = Rig(rng=Extremes(), deliver_within=2000)
+    entries = rig.put(1)
+    (batch,) = rig.poll()
+    rig.engine.age(300.0)
+    rig.engine.age(300.0)
+    rig.fail(batch)
+    assert isinstance(entries[0].outcome, OutcomeUnknown) or rig.advance(0.2) == []
+    assert isinstance(entries[0].outcome, OutcomeUnknown)

@@ -287,7 +287,7 @@ MUTANTS = (
     ),
     one(
         "a refused probe opens",
-        "storm machine",
+        "storm quota",
         Gate,
         "on_pause",
         "    if is_probe:\n        self._probe = None",
