@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from dispatcher.core.batch import Batch, Entry, Failure, Reply
+from dispatcher.core.batch import Batch, Entry, Failure, Reply, Trouble
+from dispatcher.core.setback import _halves
 from dispatcher.errors import DeadlineExceeded, MessageRejected
 from dispatcher.message import Receipt
 from tests.core.rig import Extremes, Rig, accepted, is_held, numbers
@@ -152,3 +153,25 @@ def test_ten_culprits_of_both_kinds_in_a_stream() -> None:
     lost = {entry.number for entry in everything if not isinstance(entry.outcome, Receipt)}
     assert lost == bad
     assert rig.engine.tally.finished["delivered"] == 2000 - len(bad)
+
+
+def test_one_that_is_no_suspect_keeps_those_behind_it_in_the_lane() -> None:
+    """Of `q` the first is a suspect, the second is not, the third is: only the first goes apart."""
+    rig = Rig(rng=Extremes())
+    for _ in range(3):
+        rig.put(1, queue="q")
+    rig.put(3)
+    (batch,) = rig.poll()
+    for entry in batch.entries:
+        entry.trouble = Trouble(rig.now, suspicions=2, seen_accepted=-1)
+    queued = [entry for entry in batch.entries if entry.queue]
+    queued[1].trouble = Trouble(rig.now)
+    left, right, loose = _halves(rig.engine, batch.entries)
+    plain = [entry for entry in batch.entries if entry.queue is None]
+    assert loose == queued[1:]
+    assert left + right == [queued[0], *plain]
+    queued[0].trouble = Trouble(rig.now)
+    plain[2].trouble = Trouble(rig.now)
+    left, right, loose = _halves(rig.engine, batch.entries)
+    assert loose == [*queued, plain[2]]
+    assert left + right == plain[:2]
