@@ -21,14 +21,14 @@ def test_one_culprit_at_every_position(size: int) -> None:
 
 
 def test_one_culprit_in_a_hundred_costs_what_was_measured() -> None:
-    """10.9 more requests on average and 14 at most (ALGORITHMS)."""
+    """Simulated beforehand: 10.9 more requests on average, 14 at most."""
     found = costs(100, 1)
     assert mean(found) <= 10.9
     assert max(found) <= 14
 
 
 def test_ten_culprits_in_a_hundred_cost_what_was_measured() -> None:
-    """About 61 more requests (ALGORITHMS)."""
+    """Simulated beforehand: about 61 more requests."""
     assert mean(costs(100, 10)) == pytest.approx(61, abs=2)
 
 
