@@ -49,7 +49,7 @@ TABLE: list[tuple[object, Verdict, str, str, str, str]] = [
 def test_the_whole_table(
     answer: object, verdict: Verdict, certainty: str, signal: str, cause: str, flags: str
 ) -> None:
-    """Each answer of the protocol's table and the neighbours it does not name, with all that follows from it."""
+    """Each answer of the protocol's table and its unnamed neighbours, with all that follows from it."""
     ruling = judge(Reply(answer, b"{}") if isinstance(answer, int) else Failure(str(answer), "", "unknown"))
     assert (ruling.verdict, ruling.certainty, ruling.signal, ruling.cause) == (
         verdict,
