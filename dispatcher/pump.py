@@ -1,7 +1,7 @@
 """The pump: in which task, and when, the core's decisions happen.
 
 Two functions carry it. `_pump` polls the core once a loop turn, starts what the step says, wakes whom it
-settles and arms the one timer. `_deliver` posts one batch, tells the core, and schedules the pump. `run` is
+settles and arms the one timer. `_deliver` posts one batch, tells the core, and schedules the pump. `_run` is
 the supervisor: it owns the task group in which deliveries run, from opening to the end of the drain.
 
 Nothing here decides what leaves or what an answer means: that is `core`. If this machinery dies, every

@@ -141,18 +141,11 @@ class _Pulled(_Source):
                 if self.places:
                     self._held_back = place  # no room: what is read next makes some
                     break
-                place = await self._when_there_is_room(place)
+                place = await _when_there_is_room(self._intake, place)
             self.places.append(place)
         else:
             await asyncio.sleep(0)
         return bool(self.places)
-
-    async def _when_there_is_room(self, delivery: Delivery) -> Place:
-        try:
-            await self._intake.wait_for_room(delivery)
-        except AdmissionError as error:
-            return error
-        return delivery
 
     def _next(self) -> Place | None:
         """The next message, checked and encoded; `None` at the end."""
@@ -215,11 +208,16 @@ async def _place(intake: Intake, message: Message) -> Place:
     """Submit one message, waiting for room."""
     place = _prepared(intake, message)
     if isinstance(place, Delivery) and not intake.admit(place):
-        try:
-            await intake.wait_for_room(place)
-        except AdmissionError as error:
-            return error
+        return await _when_there_is_room(intake, place)
     return place
+
+
+async def _when_there_is_room(intake: Intake, delivery: Delivery) -> Place:
+    try:
+        await intake.wait_for_room(delivery)
+    except AdmissionError as error:
+        return error
+    return delivery
 
 
 def _prepared(intake: Intake, message: Message) -> Place:
