@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 from dispatcher.cli.loop import run_in_loop
-from dispatcher.devserver.faults import KINDS, FaultKind, FaultPlan
-from dispatcher.devserver.kinds import DURATIONS, ITEM_RATES
+from dispatcher.devserver.faults import KINDS, NAMES, FaultPlan
+from dispatcher.devserver.kinds import DURATIONS, ITEM_RATES, LIMITS
 from dispatcher.devserver.latency import ALLOWED as LATENCY_FORMS
 from dispatcher.devserver.server import LocalUpstream
 from dispatcher.devserver.upstream import BATCH_BYTES, MIB
@@ -89,13 +89,15 @@ def load_plan(text: str) -> FaultPlan:
 
 def fault_help() -> str:
     """What `--faults` understands, from the table of kinds."""
-    lines = [f"  {kind.value:<18} {row.meaning}" for kind, row in KINDS.items() if kind is not FaultKind.NONE]
+    lines = [f"  {kind.value:<18} {row.meaning}" for kind, row in KINDS.items() if kind.value in NAMES]
     lines += [f"  {name:<18} {meaning}" for name, meaning in ITEM_RATES.items()]
     lines += [f"  {name:<18} seconds, default {seconds:g}" for name, seconds in DURATIONS.items()]
+    lines += [f"  {name:<18} {meaning}" for name, meaning in LIMITS.items()]
     return (
         "what goes wrong (--faults), each with a rate per request, the error_entry and error_endpoint per\n"
-        "message, the poison ones with a marker; several separated by blanks, or names and values in a TOML\n"
-        "file, where [[phase]] tables with start and end (seconds) hold rates of their own:\n"
+        "message, the poison ones with a marker, and the service's hidden capacity; several separated by\n"
+        "blanks, or names and values in a TOML file, where [[phase]] tables with start and end (seconds)\n"
+        "hold their own:\n"
         f"  {'latency':<18} {LATENCY_FORMS}\n" + "\n".join(lines)
     )
 

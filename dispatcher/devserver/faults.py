@@ -18,6 +18,7 @@ from itertools import accumulate
 from random import Random
 from typing import Any, Final
 
+from dispatcher.devserver.capacity import Capacity
 from dispatcher.devserver.kinds import (
     DURATIONS,
     ITEM_RATES,
@@ -34,20 +35,22 @@ from dispatcher.errors import ConfigError
 __all__ = ["KINDS", "NAMES", "Fault", "FaultKind", "FaultPlan", "Injector", "Phase", "Rates"]
 
 NO_LATENCY: Final = Latency("constant", 0.0)
+NO_LIMITS: Final = Capacity()
 
 
 @dataclass(frozen=True, slots=True)
 class Rates:
-    """What goes wrong while it holds: rates per request or item, the latency, the durations."""
+    """What goes wrong while it holds: rates per request or item, the latency, the durations, the limits."""
 
     requests: Mapping[str, float] = field(default_factory=dict)
     items: Mapping[str, float] = field(default_factory=dict)
     durations: Mapping[str, float] = field(default_factory=lambda: dict(DURATIONS))
     latency: Latency = NO_LATENCY
+    capacity: Capacity = NO_LIMITS
     markers: Mapping[str, str] = field(default_factory=dict)
 
     def changed(self, settings: Mapping[str, Any], where: str) -> Rates:
-        """With `settings`; latency, durations and markers stay unless given, rates start from zero."""
+        """With `settings`; rates start from zero, everything else stays unless given."""
         rates = {name: _rate(where, name, settings[name]) for name in REQUEST_RATES if name in settings}
         if math.fsum(rates.values()) > 1.0 + 1e-9:
             raise ConfigError(
@@ -62,6 +65,7 @@ class Rates:
             latency=Latency.parse(f"{where}.latency", settings["latency"])
             if "latency" in settings
             else self.latency,
+            capacity=self.capacity.changed(settings, where),
             markers={**self.markers, **{n: _marker(where, n, settings[n]) for n in MARKERS if n in settings}},
         )
 
@@ -104,9 +108,11 @@ class Phase:
 class FaultPlan:
     """How often what goes wrong. The plan without arguments is the faultless one.
 
-    Inline: `latency=lognormal(30ms,0.5) throttle_burst=0.02 error_entry=0.002 poison_400=POISON`.
+    Inline: `latency=lognormal(30ms,0.5) throttle_burst=0.02 error_entry=0.002 poison_400=POISON`;
+    what only load shows: `capacity=20 workers=16 work=30ms work_per_item=500us`.
     TOML: the same names, and `[[phase]]` tables with `start` and `end` (seconds) besides. Inside a phase
-    only its own rates apply; latency, durations and markers stay as they are unless it gives its own.
+    only its own rates apply; latency, durations, limits and markers stay unless it gives its own
+    (`capacity="none"` lifts one).
     """
 
     base: Rates = Rates()
@@ -208,6 +214,10 @@ class Injector:
     def markers(self, now: float) -> Mapping[str, str]:
         """The poison markers in force, by kind."""
         return self.plan.rates(now - self._start).markers
+
+    def capacity(self, now: float) -> Capacity:
+        """How much the service works on at once."""
+        return self.plan.rates(now - self._start).capacity
 
     def _pick(self, rates: Rates) -> FaultKind:
         if rates is not self._drawn:

@@ -38,7 +38,7 @@ def answer_inspection(
     if method != wanted:
         raise Refused(405, f"method not allowed, use {wanted}")
     if path == "summary":
-        return answer(200, summary(service))
+        return answer(200, summary(service, now))
     if path == "accepted":
         return _accepted(service, query)
     plan, seed = _plan(body)
@@ -46,8 +46,8 @@ def answer_inspection(
     return answer(200, {})
 
 
-def summary(service: Service) -> dict[str, Any]:
-    """What was accepted and how often, the requests, the faults injected."""
+def summary(service: Service, now: float) -> dict[str, Any]:
+    """What was accepted and how often, the requests, how many at once, the faults injected."""
     upstream, traffic = service.upstream, service.traffic
     requests: dict[str, dict[str, int]] = {}
     for (kind, status), count in sorted(traffic.requests.items(), key=str):
@@ -58,6 +58,8 @@ def summary(service: Service) -> dict[str, Any]:
         "deduplicated": upstream.deduplicated,
         "requests": requests,
         "refused": traffic.refused,
+        "busy": service.faulty.load.at(now),
+        "busy_max": service.faulty.load.busy_max,
         "batch_sizes": {str(size): count for size, count in sorted(traffic.batch_sizes.items())},
         "queues": {
             queue.name: {"accepted": queue.accepted, "lag": queue.lag, "paused": queue.paused}

@@ -37,6 +37,7 @@ class FaultKind(enum.StrEnum):
     DRIP = "drip"
     POISON_400 = "poison_400"
     POISON_500 = "poison_500"
+    OVER_CAPACITY = "over_capacity"
 
 
 class Kind(Struct, frozen=True):
@@ -74,18 +75,27 @@ KINDS: Final[Mapping[FaultKind, Kind]] = {
     FaultKind.DRIP: Kind(True, 200, "the right reply, in pieces, over `drip_over`"),
     FaultKind.POISON_400: Kind(False, 400, "a body with this marker makes the whole request 400"),
     FaultKind.POISON_500: Kind(False, 500, "a body with this marker makes the whole request 500"),
+    FaultKind.OVER_CAPACITY: Kind(False, 429, "429 without any header, above `capacity` requests at once"),
 }
 """Every kind, its side of acceptance and its status."""
 
 MARKERS: Final = (FaultKind.POISON_400.value, FaultKind.POISON_500.value)
-REQUEST_RATES: Final = tuple(k.value for k in FaultKind if k is not FaultKind.NONE and k.value not in MARKERS)
+_UNRATED: Final = (FaultKind.NONE.value, FaultKind.OVER_CAPACITY.value, *MARKERS)
+REQUEST_RATES: Final = tuple(kind.value for kind in FaultKind if kind.value not in _UNRATED)
 ITEM_RATES: Final = {
     "error_entry": 'an item is not accepted; its entry is `{"error": …}`, its neighbours are accepted',
     "error_unqueued": "the same, sparing messages of queues (an error entry breaks their order)",
     "error_endpoint": "a URL group's last endpoint is not served and carries the error, the others are",
 }
 DURATIONS: Final = {"burst_reset": 1.0, "daily_reset": 3600.0, "retry_after": 1.0, "drip_over": 1.0}
-NAMES: Final = ("latency", *REQUEST_RATES, *ITEM_RATES, *DURATIONS, *MARKERS)
+LIMITS: Final = {
+    "capacity": "requests at once, above which one more is refused with a bare 429; or none",
+    "workers": "requests worked on at once, above which one more waits silently for its turn; or none",
+    "work": "how long the service works on a request; without work none is in the way of another",
+    "work_per_item": "how much longer for each of its messages",
+}
+"""What only load shows: names and meanings."""
+NAMES: Final = ("latency", *REQUEST_RATES, *ITEM_RATES, *DURATIONS, *LIMITS, *MARKERS)
 
 
 class Fault(Struct, frozen=True, gc=False):

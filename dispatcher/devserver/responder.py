@@ -3,9 +3,11 @@
 Pure: `now` is an argument, nothing sleeps. `app` carries the replies out on sockets and the simulation in
 virtual time, so that a fault means one thing. Faults strike the intake only (batch, publish, enqueue).
 
-The order for one request: faults that strike before acceptance, then a poison marker, then validation, then
-acceptance, then faults that spoil the reply. Messages are accepted when the request arrives; the latency
-lies between acceptance and reply.
+The order for one request: the service's capacity, then faults that strike before acceptance, then a poison
+marker, then validation, then acceptance, then faults that spoil the reply. Messages are accepted when the
+request arrives; the latency, the wait for a worker and the work lie between acceptance and reply. Above its
+capacity the service looks at nothing: 429, after the latency alone. Every other request takes its turn and
+its work, also one that is then refused, reset or never answered.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from urllib.parse import unquote
 import msgspec
 from msgspec import Struct, structs
 
+from dispatcher.devserver.capacity import Load
 from dispatcher.devserver.faults import Fault, FaultKind, FaultPlan, Injector
 from dispatcher.devserver.intake import Entry, Item, parse_items
 from dispatcher.devserver.options import HeaderValue, Refused, is_name, only_options
@@ -41,6 +44,7 @@ _TEXTS: Final = {
     FaultKind.ERROR_AFTER: "internal server error",
     FaultKind.POISON_500: "internal server error",
     FaultKind.POISON_400: "invalid request",
+    FaultKind.OVER_CAPACITY: "too many requests",
 }
 _PROXY_PAGES: Final = {
     FaultKind.BAD_GATEWAY: b"<html><h1>502 Bad Gateway</h1></html>",
@@ -112,6 +116,12 @@ class FaultyUpstream:
         self.injector = injector or FaultPlan().injector()
         self.faults: Counter[str] = Counter()
         """How often each kind was injected, error entries and endpoints included."""
+        self.load = Load()
+
+    def clear(self) -> None:
+        """Forget the counts and the requests that are in work; the plan stays."""
+        self.faults.clear()
+        self.load = Load()
 
     def respond(
         self, target: str, body: bytes, headers: Iterable[tuple[str, str]] = (), now: float = 0.0
@@ -123,8 +133,18 @@ class FaultyUpstream:
         call = Call(target, tuple(headers), body)
         items, refused = self._items(call)
         fault = self.injector.next(now, len(items) if call.is_batch else 0)
+        busy = self.load.begin(self.injector.capacity(now), len(items), now)
+        if busy is None:
+            return self._spoilt(Fault(FaultKind.OVER_CAPACITY, _finite(fault)), b"", 0, len(items))
+        reply = self._answer(call, items, refused, fault, now)
+        return structs.replace(reply, latency=reply.latency + busy) if busy else reply
+
+    def _answer(
+        self, call: Call, items: list[Item], refused: Refused | None, fault: Fault, now: float
+    ) -> SimulatedReply:
+        """The reply, after the plan's latency."""
         if fault.accepts:
-            fault = self._with_poison(fault, body, now)
+            fault = self._with_poison(fault, call.body, now)
         if not fault.accepts:
             return self._spoilt(fault, b"", 0, len(items))
         try:

@@ -114,7 +114,7 @@ class LocalUpstream:
 
     def summary(self) -> dict[str, Any]:
         """The same as `GET /dispatcher-dev/summary`."""
-        return summary(self.service)
+        return summary(self.service, self._clock())
 
     def set_token(self, token: str) -> None:
         """Accept this token from now on, and the one before no more."""

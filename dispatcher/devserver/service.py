@@ -90,7 +90,7 @@ class Service:
         """Forget everything accepted and counted; the fault plan stays. `instance` goes into message ids."""
         self.upstream.instance = instance
         self.upstream.clear()
-        self.faulty.faults.clear()
+        self.faulty.clear()
         self.traffic = Traffic()
 
     def handle(self, method: str, target: str, headers: Headers, body: bytes, now: float) -> SimulatedReply:
