@@ -92,9 +92,9 @@ def write_messages(path: Path, lines: int, body_bytes: int) -> None:
 
 
 @contextmanager
-def local_upstream(port_file: Path) -> Iterator[str]:
-    """`dispatcher dev` on a free port; its URL."""
-    command = (*DISPATCHER, "dev", "--port", "0", "--token", TOKEN, "--port-file", str(port_file))
+def local_upstream(port_file: Path, *flags: str) -> Iterator[str]:
+    """`dispatcher dev` on a free port, with more flags of its own; its URL."""
+    command = (*DISPATCHER, "dev", "--port", "0", "--token", TOKEN, "--port-file", str(port_file), *flags)
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     try:
         give_up_at = time.monotonic() + START_SECONDS

@@ -3,6 +3,7 @@
 The public API of the library; `dispatcher.metrics` and `dispatcher.testing` are public too.
 """
 
+from dispatcher.blocking import BlockingDelivery, BlockingDispatcher
 from dispatcher.config import (
     BatchSettings,
     Config,
@@ -46,6 +47,8 @@ __all__ = [
     "AdmissionError",
     "Attempt",
     "BatchSettings",
+    "BlockingDelivery",
+    "BlockingDispatcher",
     "Certainty",
     "Config",
     "ConfigError",

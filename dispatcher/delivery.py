@@ -28,7 +28,8 @@ class Delivery(Entry, eq=False):
         DeliveryError: The message was not confirmed; the error's class says why, `certainty` what is known.
     """
 
-    waiters: Waiter | list[Waiter] | None = None
+    waiters: Any = None
+    """One future or a list of them; locks where threads wait (`handover`)."""
     is_claimed: bool = False
     """Someone will look at the outcome: a failure is not reported as unawaited."""
     is_withdrawn: bool = False
@@ -74,7 +75,7 @@ class Delivery(Entry, eq=False):
     def wait(self) -> Waiter:
         """A future of the running loop that is done once this has settled."""
         waiter: Waiter = asyncio.get_running_loop().create_future()
-        waiters = self.waiters
+        waiters: Waiter | list[Waiter] | None = self.waiters
         if self.outcome is not None:
             waiter.set_result(None)
         elif waiters is None:

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from dispatcher.core.batch import Entry
     from dispatcher.core.engine import Engine
     from dispatcher.core.room import Ticket
+    from dispatcher.core.wire import Encoded
     from dispatcher.renewal import TokenProvider
 
 REFUSAL_WORDS: Final[dict[type[AdmissionError], str]] = {
@@ -290,13 +291,7 @@ class Dispatcher:
         """Check and encode one message: a delivery that is not admitted yet."""
         try:
             self._check_open()
-            if not isinstance(message, Message):
-                raise MessageInvalid(f"expected a Message, not {type(message).__name__}")
-            encoded = self._encoder.encode(message)
-            within = message.deliver_within
-            within = self.config.deliver_within if within is None else _checked_duration(within)
-            if len(encoded.data) > self._engine.room.max_bytes:
-                raise MessageTooLarge(len(encoded.data), self._engine.room.max_bytes, "queue.max_bytes")
+            encoded, within = self._encode(message)
         except AdmissionError as error:
             raise self._refused(error) from None
         pump = self._pump
@@ -315,6 +310,17 @@ class Dispatcher:
             encoded.single,
             take_back=self._take_back,
         )
+
+    def _encode(self, message: Message) -> tuple[Encoded, float]:
+        """Check one message; how it will travel, and the seconds it has for it. Any thread may ask."""
+        if not isinstance(message, Message):
+            raise MessageInvalid(f"expected a Message, not {type(message).__name__}")
+        encoded = self._encoder.encode(message)
+        within = message.deliver_within
+        within = self.config.deliver_within if within is None else _checked_duration(within)
+        if len(encoded.data) > self._engine.room.max_bytes:
+            raise MessageTooLarge(len(encoded.data), self._engine.room.max_bytes, "queue.max_bytes")
+        return encoded, within
 
     def _refused(self, error: AdmissionError) -> AdmissionError:
         refused = self._engine.tally.refused

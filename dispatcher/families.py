@@ -7,22 +7,42 @@ Reading changes nothing and may happen in another thread than the dispatcher's. 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, Literal, NamedTuple
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple, Protocol
 
 from dispatcher.core.batch import SETTLED, STATES
 from dispatcher.core.gate import GATE_STATES
 from dispatcher.core.retry import FAILURES
-from dispatcher.core.tally import CAUSES, OUTCOMES, PAUSES, REASONS, REFUSALS, STAGES, Histogram
+from dispatcher.core.tally import CAUSES, CUTS, OUTCOMES, PAUSES, REASONS, REFUSALS, STAGES, Histogram
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
-    from dispatcher.dispatcher import Dispatcher
+    from dispatcher.core.engine import Engine
+    from dispatcher.statistics import Statistics
 
 Kind = Literal["counter", "gauge", "histogram"]
 Reading = float | Histogram
 OLDEST_TRIES: Final = 20
 """Walks over what is held that a scrape from another thread may have to begin again."""
+
+
+class Readable(Protocol):
+    """What can be exported: a `Dispatcher`; a `BlockingDispatcher`, whose engine is another one in a fork."""
+
+    name: str
+
+    @property
+    def engine(self) -> Engine:
+        """What counts."""
+        ...
+
+    def oldest_age(self) -> float:
+        """Seconds since the oldest held message was admitted."""
+        ...
+
+    def statistics(self) -> Statistics:
+        """Whose `state` tells a closed one."""
+        ...
 
 
 class Family(NamedTuple):
@@ -32,7 +52,7 @@ class Family(NamedTuple):
     """As exported: a counter's ends in `_total`."""
     kind: Kind
     help: str
-    read: Callable[[Dispatcher], Reading | Mapping[str, Reading]]
+    read: Callable[[Readable], Reading | Mapping[str, Reading]]
     """The present value; by the value of `label` if there is one."""
     label: str = ""
     """The label beside `dispatcher`; none if empty."""
@@ -44,7 +64,7 @@ class Family(NamedTuple):
         """Names of all its labels."""
         return ("dispatcher", self.label) if self.label else ("dispatcher",)
 
-    def samples(self, dispatcher: Dispatcher) -> Iterator[tuple[list[str], Reading]]:
+    def samples(self, dispatcher: Readable) -> Iterator[tuple[list[str], Reading]]:
         """Label values and readings of one dispatcher."""
         reading = self.read(dispatcher)
         if isinstance(reading, float | int | Histogram):
@@ -56,11 +76,11 @@ class Family(NamedTuple):
             yield [dispatcher.name, value], found.get(value, 0)
 
 
-def _populations(dispatcher: Dispatcher) -> Mapping[str, int]:
+def _populations(dispatcher: Readable) -> Mapping[str, int]:
     return dispatcher.engine.populations()
 
 
-def _oldest_age(dispatcher: Dispatcher) -> float:
+def _oldest_age(dispatcher: Readable) -> float:
     for _ in range(OLDEST_TRIES):
         try:
             return dispatcher.oldest_age()
@@ -131,10 +151,19 @@ FAMILIES: Final = (
     Family(
         "dispatcher_pauses_total",
         "counter",
-        "Replies that asked to wait, by what for: too fast (throttle) or the daily quota (quota).",
+        "Why nothing was sent for a while: replies that asked to wait, because it was too fast (throttle) or "
+        "for the daily quota (quota), and outages.",
         lambda d: d.engine.tally.pauses,
         "kind",
         PAUSES,
+    ),
+    Family(
+        "dispatcher_limit_cuts_total",
+        "counter",
+        "Times that the limit of requests in flight was lowered, by why.",
+        lambda d: d.engine.tally.cuts,
+        "cause",
+        CUTS,
     ),
     Family(
         "dispatcher_order_violations_total",
@@ -205,10 +234,17 @@ FAMILIES: Final = (
         lambda d: d.engine.limit.value,
     ),
     Family(
+        "dispatcher_retry_budget_tokens",
+        "gauge",
+        "Tokens left for retries; where there are too few, retries wait.",
+        lambda d: d.statistics().retry_budget,
+    ),
+    Family(
         "dispatcher_gate",
         "gauge",
         "1 for the gate's state, 0 for the others: open; throttled or quota while the service asked to wait; "
-        "halted while it refuses the token or URL; refused if it did so at first contact.",
+        "outage while nobody is there; halted while it refuses the token or URL; refused if it did so at "
+        "first contact.",
         lambda d: {d.engine.gate.state: 1},
         "state",
         GATE_STATES,

@@ -2,7 +2,7 @@
 
 Never drawn at import: forked children and restored snapshots would share them, and the service would
 swallow *different* messages as duplicates of each other. For the same reason whoever was open when the
-process forked is told so in the child, and refuses to work there.
+process forked is told so in the child, and refuses to work there, or begins anew.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Forkable(Protocol):
-    """Something that must not go on in a forked child."""
+    """Something that must not go on in a forked child, or begin anew there."""
 
     def after_fork(self) -> None:
         """Called in the child."""
@@ -45,9 +45,10 @@ def unwatch(closed: Forkable) -> None:
 
 
 def _after_fork() -> None:
-    for opened in list(_open):
+    told = list(_open)
+    _open.clear()  # first: who goes on in the child watches again
+    for opened in told:
         opened.after_fork()
-    _open.clear()
 
 
 if hasattr(os, "register_at_fork"):

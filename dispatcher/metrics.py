@@ -38,15 +38,15 @@ if TYPE_CHECKING:
 
     from prometheus_client import CollectorRegistry
 
-    from dispatcher.dispatcher import Dispatcher
-    from dispatcher.families import Family, Reading
+    from dispatcher.families import Family, Readable, Reading
 
 __all__ = ["metrics_table", "register"]
 
 
-def register(dispatcher: Dispatcher, registry: CollectorRegistry = REGISTRY) -> None:
+def register(dispatcher: Readable, registry: CollectorRegistry = REGISTRY) -> None:
     """Export a dispatcher's metrics from a registry, until the dispatcher is dropped.
 
+    A `BlockingDispatcher` may be registered before its first use; a forked process exports its own.
     Registering it again is harmless. A closed one keeps its last values, until another one of its name is
     registered.
 
@@ -66,9 +66,9 @@ class _Collector(Collector):
     """What a registry asks at a scrape, for all dispatchers registered there."""
 
     def __init__(self) -> None:
-        self._dispatchers: WeakSet[Dispatcher] = WeakSet()
+        self._dispatchers: WeakSet[Readable] = WeakSet()
 
-    def add(self, dispatcher: Dispatcher) -> None:
+    def add(self, dispatcher: Readable) -> None:
         """Export one more; raises `ConfigError` if its name is taken."""
         for other in tuple(self._dispatchers):
             if other is dispatcher or other.name != dispatcher.name:
@@ -105,7 +105,7 @@ _collectors: Final[WeakKeyDictionary[CollectorRegistry, _Collector]] = WeakKeyDi
 """A registry holds its collector, the collector not its registry: dropped together."""
 
 
-def _metric(family: Family, dispatchers: Iterable[Dispatcher]) -> Metric:
+def _metric(family: Family, dispatchers: Iterable[Readable]) -> Metric:
     samples = [sample for dispatcher in dispatchers for sample in family.samples(dispatcher)]
     if family.kind == "histogram":
         return _histograms(family, samples)

@@ -2,7 +2,7 @@
 
 Two functions carry it. `_pump` polls the core once a loop turn, starts what the step says, wakes whom it
 settles and arms the one timer. `_deliver` posts one batch, tells the core, and schedules the pump. `_run` is
-the supervisor: it owns the task group in which deliveries run, from opening to the end of the drain.
+the supervisor: it owns the deliveries' tasks, from opening to the end of the drain.
 
 Nothing here decides what leaves or what an answer means: that is `core`. If this machinery dies, every
 waiter fails with an exception of its own; nobody hangs. Used by `dispatcher` only.
@@ -86,6 +86,8 @@ class Pump:
         self._flushes: list[tuple[int, asyncio.Future[None]]] = []
         self._drained: list[Delivery] | None = None
         self._supervisor: asyncio.Task[None] | None = None
+        self._deliveries: set[asyncio.Task[None]] = set()
+        """One for each batch in flight; the supervisor ends what is left of them."""
         self._is_connected = True
 
     # --------------------------------------------------------------------------------------- life cycle
@@ -127,22 +129,22 @@ class Pump:
         why = "the dispatcher was cancelled before its drain ended"
         began = self._loop.time()
         try:
-            async with anyio.create_task_group() as self._tasks:
-                if not opened.done():
-                    opened.set_result(None)
-                await self._closing.wait()
-                began = self._loop.time()
-                self._drained = []
-                self.engine.drain(began + self._config.drain_within, began)
-                self.schedule()
-                await self._is_empty.wait()
-                self._tasks.cancel_scope.cancel()
+            if not opened.done():
+                opened.set_result(None)
+            await self._closing.wait()
+            began = self._loop.time()
+            self._drained = []
+            self.engine.drain(began + self._config.drain_within, began)
+            self.schedule()
+            await self._is_empty.wait()
         except Exception as error:
             why = f"the dispatcher died of {type(error).__name__}"
             logger.exception("dispatcher %s died; everything it held fails", self._name)
         finally:
             self._end(self.death or why, began)
             with anyio.CancelScope(shield=True):
+                if self._deliveries:
+                    await asyncio.wait(self._deliveries)
                 await self.transport.aclose()
 
     def _end(self, why: str, began: float) -> None:
@@ -151,16 +153,20 @@ class Pump:
         if self._drained is None:
             self._drained = []
         self.dismiss_waiters()
-        self.engine.abandon(why)
-        settled, self.engine.settled = self.engine.settled, []
-        self._settle(settled)
+        self.abandon(why)
         self._finish_flushes()
-        for each in (self._timer, self._renewal):
+        for each in (self._timer, self._renewal, *self._deliveries):
             if each is not None:
                 each.cancel()
         self.report = report(self._drained, self._loop.time() - began)
         if self.report.failures:
             logger.warning("dispatcher %s closed with undelivered messages: %r", self._name, self.report)
+
+    def abandon(self, why: str) -> None:
+        """Fail everything that the engine holds."""
+        self.engine.abandon(why)
+        settled, self.engine.settled = self.engine.settled, []
+        self._settle(settled)
 
     # -------------------------------------------------------------------------------------- what is asked
 
@@ -228,19 +234,23 @@ class Pump:
         try:
             self._pump_once()
         except BaseException as error:
-            logger.exception("dispatcher %s: its pump failed", self._name)
-            self.death = f"the dispatcher died of {type(error).__name__}"
-            if self._supervisor is not None:
-                self._supervisor.cancel()
+            self.fail(error)
             if not isinstance(error, Exception):
                 raise
+
+    def fail(self, error: BaseException) -> None:
+        """The machinery is broken: everything held fails, and nothing more is taken."""
+        logger.error("dispatcher %s: its pump failed", self._name, exc_info=error)
+        self.death = f"the dispatcher died of {type(error).__name__}"
+        if self._supervisor is not None:
+            self._supervisor.cancel()
 
     def _pump_once(self) -> None:
         engine = self.engine
         self._watch_for_sleep()
         step = engine.poll(self._loop.time())
         for batch in step.start:
-            self._tasks.start_soon(self._deliver, batch)
+            self._start(batch)
         if engine.gate.state != self._gate_state:
             self._on_gate_change()
         if step.settled:
@@ -343,6 +353,8 @@ class Pump:
             )
             if self._renewal is not None and gate.refusal.status in TOKEN_STATUSES:
                 self._renewal.begin()
+        elif gate.is_outage:
+            logger.warning("dispatcher %s: nobody is there; trying with single requests", self._name)
         elif gate.pause is not None:
             wait = gate.closed_until - self.now()
             logger.warning("dispatcher %s: the service asks to wait %.1f s (%s)", self._name, wait, state)
@@ -350,6 +362,18 @@ class Pump:
             logger.info("dispatcher %s: open again", self._name)
 
     # --------------------------------------------------------------------------------------- deliveries
+
+    def _start(self, batch: Batch) -> None:
+        # No task group of anyio's: it costs four times as much, and refuses to be used from a callback of the
+        # loop where sniffio is installed, which knows the loop by the current task only.
+        delivery = self._loop.create_task(self._deliver(batch))
+        self._deliveries.add(delivery)
+        delivery.add_done_callback(self._on_delivered)
+
+    def _on_delivered(self, delivery: asyncio.Task[None]) -> None:
+        self._deliveries.discard(delivery)
+        if not delivery.cancelled() and (error := delivery.exception()) is not None:
+            self.fail(error)
 
     async def _deliver(self, batch: Batch) -> None:
         try:

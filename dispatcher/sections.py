@@ -129,6 +129,15 @@ class RetrySettings(_Section):
         minimum=1,
         advice="Leave it, unless an attempt costs something.",
     )
+    budget: int | None = setting(
+        500,
+        meaning="A retry takes 14 (5 after a 429), returned if it succeeds; a success at the first try earns "
+        "1, each second 5. Where they run out, retries wait.",
+        unit="tokens",
+        minimum=14,
+        maximum=1_000_000,
+        advice="`none` lets every retry go as soon as its pause is over.",
+    )
     error_entry_attempts: int = setting(
         5,
         meaning="Attempts for a message the service took the batch of, but not itself.",
@@ -142,8 +151,21 @@ class RetrySettings(_Section):
 class LimitSettings(_Section):
     """How many requests are out at once."""
 
+    mode: Literal["adaptive", "fixed"] = setting(
+        "adaptive",
+        meaning="Find the upstream's capacity by what it refuses, or always allow `limit.max_in_flight`.",
+    )
     max_in_flight: int = setting(
-        64, meaning="Requests in flight at most.", unit="requests", minimum=1, maximum=1_024
+        64,
+        meaning="Requests in flight at most; an adaptive limit begins with 4 of them.",
+        unit="requests",
+        minimum=1,
+        maximum=1_024,
+    )
+    latency_trim: bool = setting(
+        False,
+        meaning="Lower an adaptive limit also where round trips grow.",
+        advice="For an upstream that queues silently instead of refusing.",
     )
     isolations: int = setting(
         2,

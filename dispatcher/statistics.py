@@ -21,7 +21,8 @@ class Statistics:
 
     state: str
     """new, open, draining, closed; or, while open, what keeps everything back: throttled or quota (the
-    service asked us to wait), halted (it refuses the token or URL), refused (the same at first contact)."""
+    service asked us to wait), outage (nobody is there), halted (it refuses the token or URL), refused (the
+    same at first contact)."""
     reason: str
     """The service's words for a halt or a refusal, else empty."""
     paused_for: float
@@ -38,6 +39,10 @@ class Statistics:
     batches_in_flight: int
     limit: int
     """Batches that may be in flight."""
+    retry_budget: float
+    """Tokens left for retries; `inf` without a budget."""
+    cuts: Mapping[str, int]
+    """Times that the limit was lowered, by why."""
     admitted: int
     finished: Mapping[str, int]
     """Settled messages by outcome; `delivered` is the good one."""
@@ -124,6 +129,8 @@ def snapshot(engine: Engine, state: str, now: float) -> Statistics:
         by_state=engine.populations(),
         batches_in_flight=len(engine.out),
         limit=engine.limit.value,
+        retry_budget=engine.budget.tokens(now),
+        cuts=dict(tally.cuts),
         admitted=tally.admitted,
         finished=dict(tally.finished),
         retried=dict(tally.retried),

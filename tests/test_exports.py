@@ -19,6 +19,8 @@ PUBLIC = [
     "AdmissionError",
     "Attempt",
     "BatchSettings",
+    "BlockingDelivery",
+    "BlockingDispatcher",
     "Certainty",
     "Config",
     "ConfigError",

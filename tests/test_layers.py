@@ -19,6 +19,7 @@ LAYERS = (
     ("transport", "delivery", "identity", "streams", "statistics", "renewal"),
     ("pump",),
     ("dispatcher",),
+    ("blocking",),
     ("",),  # the public API: `dispatcher/__init__.py`
     ("families", "metrics"),
     ("devserver",),
@@ -44,7 +45,9 @@ KNOWN_ONLY_IN = {
     "anyio": ("pump", "testing", "cli"),
     "uvloop": ("cli",),
     "argparse": ("cli", "settings", "config"),
-    "logging": ("pump", "renewal", "devserver", "cli"),
+    "logging": ("pump", "renewal", "blocking", "devserver", "cli"),
+    "threading": ("blocking", "metrics"),
+    "concurrent": ("blocking",),
 }
 """Where each package may be imported, by layers' names; the rest of the world is free."""
 DEFERRED_UP = {
@@ -151,6 +154,7 @@ PLANTED = [
     ("streams", "from dispatcher.dispatcher import Dispatcher", "down only"),
     ("dispatcher", "import prometheus_client", "known only in metrics"),
     ("statistics", "from aiohttp import web", "known only in transport"),
+    ("pump", "from threading import Lock", "known only in blocking"),
     ("metrics", "from dispatcher.devserver.server import LocalUpstream", "down only"),
     ("devserver.planted", "from dispatcher.testing import local_upstream", "down only"),
     ("settings", "import argparse", "parses no arguments"),

@@ -70,6 +70,10 @@ class Trouble(Struct):
     seen_accepted: int = 0
     """How many requests the service had accepted at the first of those."""
     error_entries: int = 0
+    was_overtaken: bool = False
+    """A request with it was given up because a later one had succeeded; that is done once."""
+    paid: int = 0
+    """Tokens of the retry budget that the present attempt has cost, returned if it succeeds."""
     certainty: Certainty = "not_sent"
     window_ends_at: float | None = None
     """When repeating it stops being safe; the entry's deadline was cut to it."""
@@ -197,7 +201,7 @@ class Failure(Struct, gc=False):
     """What the transport says when the service said nothing usable."""
 
     kind: str
-    """connect, disconnect, timeout, reply."""
+    """connect, disconnect, timeout, reply; overtaken, which the core says itself."""
     text: str
     certainty: Certainty
     """`not_sent` or `unknown`."""

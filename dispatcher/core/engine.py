@@ -1,7 +1,8 @@
-"""The engine: wires lanes, room, limit, gate, back-offs and isolations, and holds the invariants.
+"""The engine: wires lanes, room, limit, gate, budget, back-offs and isolations.
 
-Call contract and invariants: see `dispatcher.core`. Pure; called by the runtime's pump and by the
-simulation. What happens to a request's entries once it is answered stands in `core.settlement`.
+Call contract and invariants: see `dispatcher.core`; `core.invariants` asserts them. Pure; called by the
+runtime's pump and by the simulation. What happens to a request's entries once it is answered stands in
+`core.settlement`, what does not come from the lanes in `core.apart`.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from dispatcher.core import failures
 from dispatcher.core.accumulator import Accumulator
+from dispatcher.core.apart import as_batch, next_apart
 from dispatcher.core.batch import (
     BACKING_OFF,
     IN_FLIGHT,
@@ -25,13 +27,15 @@ from dispatcher.core.batch import (
     Rng,
     Step,
 )
+from dispatcher.core.budget import Budget
 from dispatcher.core.ceiling import Ceiling
 from dispatcher.core.gate import Gate, Permit
-from dispatcher.core.limit import FixedLimit, Limit
+from dispatcher.core.limit import made
 from dispatcher.core.retry import Backoffs, Group
 from dispatcher.core.room import Room
 from dispatcher.core.setback import age
 from dispatcher.core.settlement import apply_answer, fail_parked
+from dispatcher.core.stalls import Stalls
 from dispatcher.core.tally import Tally, add
 from dispatcher.errors import DeadlineExceeded
 
@@ -40,11 +44,14 @@ if TYPE_CHECKING:
 
     from dispatcher.config import Config
     from dispatcher.core.isolation import Isolation
+    from dispatcher.core.limit import Limit
     from dispatcher.errors import DeliveryError
 
 SWEEP_SECONDS_PER_ENTRY: Final = 2e-6
 """Looking for expired entries costs about 0.1 µs each; at most a twentieth of the time goes into it."""
 TIMEOUT_MIN: Final = 0.001
+SPREAD: Final = (0.8, 1.1)
+"""Shares of a limit's part of the round trip, between which the distance of two starts is drawn."""
 SPARE_LANES: Final = frozenset({"withdrawn", "abandoned"})
 """Outcomes that stop no queue: they are our own doing."""
 
@@ -61,7 +68,7 @@ class Engine:
     def __init__(self, config: Config, rng: Rng, limit: Limit | None = None) -> None:
         self.config = config
         self.rng = rng
-        self.limit: Limit = FixedLimit(config.limit.max_in_flight) if limit is None else limit
+        self.limit: Limit = made(config.limit) if limit is None else limit
         self.gate = Gate()
         self.tally = Tally()
         self.room: Room[Entry] = Room(
@@ -70,7 +77,8 @@ class Engine:
         batch = config.batch
         self.ceiling = Ceiling(batch.max_messages, batch.max_bytes)
         self.lanes = Accumulator(batch.max_messages, batch.max_bytes, batch.quantum_bytes, config.queues)
-        self.backoffs = Backoffs()
+        self.budget = Budget(float("inf") if config.retry.budget is None else config.retry.budget)
+        self.backoffs = Backoffs(self.budget)
         self.isolations: list[Isolation] = []
         self.out: dict[int, Batch] = {}
         self.counts = [0, 0, 0, 0]
@@ -83,6 +91,7 @@ class Engine:
         """No held entry expires before it."""
         self.unsettled: dict[int, int] = {}
         """Held entries by flush epoch."""
+        self.stalls = Stalls()
         self.repeats: deque[Batch] = deque()
         """Probes, and halves of what failed together, whose back-off is over."""
         self.acceptances = 0
@@ -90,7 +99,13 @@ class Engine:
         self._epoch = 0
         self._flushed = -1
         self._batches = 0
-        self._apart = 0
+        self._started_at = float("-inf")
+        """When a batch started last."""
+        self.spaced_until = 0.0
+        """No batch starts before it: starts are spread while the upstream refuses some."""
+        self._is_full = False
+        """The limit was reached when the last poll was over: one flight's answers may come all at once."""
+        self.apart = 0
         """Batches in flight that did not come from the lanes."""
 
     # ------------------------------------------------------------------------------------------ inputs
@@ -110,11 +125,11 @@ class Engine:
 
     def complete(self, batch: Batch, answer: Reply | Failure, now: float) -> None:
         """The answer to a batch that `poll` started."""
-        was_reached = len(self.out) >= self.limit.value and self.lanes.sendable_messages > 0
+        was_reached = self._is_full and self._ready(now, Permit.ALL) is not None
         if self.out.pop(batch.number, None) is None:
             return  # abandoned meanwhile: everything of it is settled
         if batch.is_apart:
-            self._apart -= 1
+            self.apart -= 1
         apply_answer(self, batch, answer, now, was_reached=was_reached)
 
     def withdraw(self, entry: Entry) -> bool:
@@ -160,7 +175,7 @@ class Engine:
         for entry in list(self.held()):
             self.settle(entry, failures.abandoned(entry, why), "abandoned")
         self.out.clear()
-        self._apart = 0
+        self.apart = 0
 
     # ------------------------------------------------------------------------------------------ output
 
@@ -168,28 +183,63 @@ class Engine:
         """What to start, what has settled, and when to ask again at the latest."""
         if now >= self.next_expiry:
             self._expire(now)
-        while (group := self.backoffs.pop_due(now)) is not None:
+        while (group := self.backoffs.pop_due(now, is_free=self._is_idle())) is not None:
             self._return(group)
         if now >= self.drain_at:
             self.abandon("the drain's deadline passed")
         if self.gate.is_refusing(now):
             fail_parked(self, now)
+        if self.gate.is_outage and self.gate.permit(now) is Permit.PROBE:
+            self._bring_forward()
         start: list[Batch] = []
-        while len(self.out) < self.limit.value:
+        while len(self.out) < self.limit.value or self._has_stalled(now):
             permit = self.gate.permit(now)
-            batch = None if permit is Permit.NOTHING else self._next(now, permit)
+            is_spaced = permit is Permit.ALL and now < self.spaced_until
+            batch = None if permit is Permit.NOTHING or is_spaced else self._next(now, permit)
             if batch is None:
                 break
             self._start(batch, now)
+            self._space(now)
             self.gate.on_start(batch.number, permit)
             start.append(batch)
+        self._is_full = len(self.out) >= self.limit.value
         settled, self.settled = self.settled, []
-        return Step(start, settled, self._wake_at(now))
+        return Step(start, settled, self.wake_at(now))
+
+    def _space(self, now: float) -> None:
+        """The next batch starts no earlier than this after the one that starts now."""
+        spacing = self.limit.spacing(now)
+        if spacing:
+            self.spaced_until = now + spacing * self.stalls.round_trip * self.rng.uniform(*SPREAD)
+
+    def _has_stalled(self, now: float) -> bool:
+        """Every slot is taken, by what should have been answered long ago, and the limit gives one more."""
+        if len(self.out) > self.limit.value or now < self._stalls_at:
+            return False
+        if self.gate.permit(now) is Permit.ALL and self._has_work(now):
+            self.limit.on_stalled()
+        return len(self.out) < self.limit.value
+
+    def _has_work(self, now: float) -> bool:
+        return bool(self.repeats) or self._ready(now, Permit.ALL) is not None
+
+    @property
+    def _stalls_at(self) -> float:
+        return self._started_at + self.stalls.patience
+
+    def _is_idle(self) -> bool:
+        """Nothing is out and nothing could go: a back-off that is over need not be paid for."""
+        return not (self.out or self.lanes.sendable_messages or self.repeats or self.isolations)
+
+    def _bring_forward(self) -> None:
+        """The outage's probe is due: what backs off goes early if there is nothing else to probe with."""
+        while self.backoffs and self._is_idle():
+            self._return(self.backoffs.pop())
 
     def _next(self, now: float, permit: Permit) -> Batch | None:
         """The next batch that may start, in the order probes, lanes."""
         if self.isolations or self.repeats:
-            apart = self._next_apart()
+            apart = next_apart(self)
             if apart is not None:
                 return apart
         reason = self._ready(now, permit)
@@ -227,49 +277,6 @@ class Engine:
             return "flush"
         return "linger" if now >= oldest.admitted_at + batch.linger else None
 
-    def _next_apart(self) -> Batch | None:
-        """A probe or a half of what failed together; all of these never hold the last slot."""
-        if self._apart >= max(1, self.limit.value - 1):
-            return None
-        while self.repeats:
-            batch = self.repeats.popleft()
-            ready = self._ready_apart(batch.entries, batch.isolation)
-            if ready:
-                return _apart(ready, batch.isolation)
-        for isolation in self.isolations[: self.config.limit.isolations]:
-            while not isolation.is_probing:
-                entries = isolation.next_probe()
-                if entries is None:
-                    self._end_isolation(isolation)
-                    return self._next_apart()
-                ready = self._ready_apart(entries, isolation)
-                if ready:
-                    return _apart(ready, isolation)
-        return None
-
-    def _ready_apart(self, entries: list[Entry], isolation: Isolation | None) -> list[Entry]:
-        """Those of a set-apart batch that may go: not settled, and not of a queue that has stopped since."""
-        live = [entry for entry in entries if entry.state != SETTLED]
-        stopped = [entry for entry in live if entry.lane is not None and entry.lane.is_stopped]
-        if stopped:
-            if isolation is not None:  # what follows them must not be probed before they have gone
-                stopped += isolation.extract({id(entry.lane) for entry in stopped})
-            self.counts[ISOLATED] -= len(stopped)
-            self.lanes.restore(stopped)
-            live = [entry for entry in live if entry.state == ISOLATED]
-        if isolation is not None:
-            if live:
-                isolation.shrink(live)
-            else:
-                isolation.on_void()
-        return live
-
-    def _end_isolation(self, isolation: Isolation) -> None:
-        self.isolations.remove(isolation)
-        if isolation.is_of_size and not isolation.has_culprit:
-            self.ceiling.on_too_large(*isolation.size, isolation.largest_passed)
-            self.heed_ceiling()
-
     def heed_ceiling(self) -> None:
         """Batches are as large as the service is known to take."""
         self.lanes.max_messages = self.ceiling.max_messages
@@ -282,10 +289,10 @@ class Engine:
         self.counts[IN_FLIGHT] += len(entries)
         if batch.is_apart:
             self.counts[ISOLATED] -= len(entries)
-            self._apart += 1
+            self.apart += 1
         self._batches += 1
         batch.number = self._batches
-        batch.started_at = now
+        batch.started_at = self._started_at = now
         batch.timeout = timeout = self.config.transport.attempt_timeout
         if entries[0].deadline - now < timeout:
             latest = max(entry.deadline for entry in entries)
@@ -297,15 +304,17 @@ class Engine:
 
     def _return(self, group: Group) -> None:
         """A back-off is over: entries go to the front of their lanes, a probe is repeated whole."""
-        live = [entry for entry in group.entries if entry.state != SETTLED]
+        live = group.live
         self.counts[BACKING_OFF] -= len(live)
+        if live and live[0].trouble is not None:
+            live[0].trouble.paid = group.cost
         if not group.is_sealed and group.isolation is None:
             self.lanes.restore(live)
         elif live:
             for entry in live:
                 entry.state = ISOLATED
             self.counts[ISOLATED] += len(live)
-            self.repeats.append(_apart(live, group.isolation))
+            self.repeats.append(as_batch(live, group.isolation))
         elif group.isolation is not None:
             group.isolation.on_void()
 
@@ -336,15 +345,23 @@ class Engine:
         is_late = isinstance(outcome, DeadlineExceeded)
         self.settle(entry, outcome, "deadline_exceeded" if is_late else "unknown")
 
-    def _wake_at(self, now: float) -> float:
+    def wake_at(self, now: float) -> float:
+        """When to poll again at the latest if nothing happens; `inf` if only an input changes anything."""
         if self.tally.admitted == self.settled_total:
             return float("inf")
-        wake_at = min(self.next_expiry, self.backoffs.next_at, self.drain_at)
+        backoffs = self.backoffs
+        is_free = backoffs.due_at > now and self._is_idle()
+        wake_at = min(self.next_expiry, self.drain_at, backoffs.due_at if is_free else backoffs.next_at)
         permit = self.gate.permit(now)
         if permit is Permit.NOTHING:
             return min(wake_at, self.gate.wake_at(now))
-        if len(self.out) < self.limit.value and (oldest := self.lanes.oldest()) is not None:
-            wake_at = min(wake_at, oldest.admitted_at + self.config.batch.linger)
+        if self._is_full and self._stalls_at > now and self._has_work(now):
+            wake_at = min(wake_at, self._stalls_at)
+        if len(self.out) < self.limit.value:
+            if now < self.spaced_until and (self.isolations or self._has_work(now)):
+                wake_at = min(wake_at, self.spaced_until)
+            elif (oldest := self.lanes.oldest()) is not None:
+                wake_at = min(wake_at, oldest.admitted_at + self.config.batch.linger)
         return wake_at
 
     # --------------------------------------------------------------------------------------- settling
@@ -395,6 +412,10 @@ class Engine:
 
     # ----------------------------------------------------------------------------------------- looking
 
+    def oldest_out(self) -> int:
+        """Number of the batch that is out longest, or of the one that starts next."""
+        return next(iter(self.out), self._batches + 1)
+
     def parked(self) -> Iterator[Entry]:
         """Every held entry that is not in flight."""
         yield from self.lanes
@@ -419,41 +440,3 @@ class Engine:
         """How many entries are held, by state."""
         counts = [self.lanes.waiting_messages, *self.counts[1:]]
         return dict(zip(STATES[:SETTLED], counts, strict=True))
-
-    def check(self) -> None:
-        """Assert every invariant of `dispatcher.core` (walks over all that is held: for tests)."""
-        held = self.tally.admitted - self.settled_total
-        assert held == sum(self.populations().values()), "held is not the sum of its parts"
-        assert held == self.room.held_messages, "room and engine differ"
-        entries = list(self.held())
-        assert len({entry.number for entry in entries}) == len(entries) == held, "an entry is lost or doubled"
-        assert sum(len(entry.data) for entry in entries) == self.room.held_bytes, "bytes differ"
-        assert self.lanes.waiting_messages == sum(1 for _ in self.lanes), "waiting is miscounted"
-        sendable = [lane for lane in self.lanes.lanes if not lane.is_muted]
-        assert self.lanes.sendable_messages == sum(lane.count for lane in sendable), "sendable is miscounted"
-        assert self.lanes.sendable_bytes == sum(lane.size_bytes for lane in sendable), "bytes are miscounted"
-        assert sum(self.unsettled.values()) == held, "epochs are miscounted"
-        for lane in self.lanes.lanes:
-            out = [batch for batch in self.out.values() if any(e.lane is lane for e in batch.entries)]
-            assert not lane.ordered or len(out) <= 1, "an ordered lane has two batches in flight"
-            sent = sum(entry.lane is lane for batch in out for entry in batch.entries)
-            assert not lane.is_strict or sent <= 1, "a strict lane has two messages in flight"
-        apart = sum(batch.is_apart for batch in self.out.values())
-        assert apart == self._apart, "what does not come from the lanes is miscounted"
-        probe = self.gate.probe
-        assert probe is None or probe in self.out or not held, "the gate waits for a probe that is not out"
-        if held and not self.out:
-            assert self._wake_at(0.0) < float("inf"), "something is held and nothing will wake it"
-
-
-def _apart(entries: list[Entry], isolation: Isolation | None) -> Batch:
-    """A batch that does not come from the lanes: a probe, or a half of what failed together."""
-    return Batch(
-        entries,
-        sum(len(entry.data) for entry in entries),
-        "halving" if isolation is None else "isolation",
-        single=entries[0].single,
-        isolation=isolation,
-        is_sealed=isolation is None,
-        has_ordered=any(entry.queue is not None for entry in entries),
-    )

@@ -1,14 +1,18 @@
 """The gate: may anything start at all?
 
-One machine with four states. *Open*. *Closed* until an instant, because the service asked us to wait: too
-fast, or the daily quota is spent. *Half-open* after it: exactly one batch, the probe, goes out; accepted it
-opens, refused it closes again. *Halted*: the service refuses the token or the URL; what is held stays held,
-and a probe goes out every `HALT_PROBE_SECONDS` and at once when the token is replaced. If nothing was ever
-accepted under a URL and token (first contact), everything fails at once instead.
+One machine with four states. *Open*. *Closed* until an instant, because the service asked us to wait (too
+fast, or the daily quota is spent), or because nobody is there: several failures in a row, each at once.
+*Half-open* after it: exactly one batch, the probe, goes out; accepted it opens, refused it closes again.
+*Halted*: the service refuses the token or the URL; what is held stays held, and a probe goes out every
+`HALT_PROBE_SECONDS` and at once when the token is replaced. If nothing was ever accepted under a URL and
+token (first contact), everything fails at once instead.
 
 Answers to attempts that began before the gate closed neither open it nor shorten its pause; those that began
-before the token was replaced do not close it. It is global to the token: no lane passes it. A further reason,
-such as an outage, is one more `Pause`.
+before the token was replaced do not close it. An outage is another matter: any success ends it. The gate is
+global to the token: no lane passes it.
+
+Slow failures close nothing: where attempts hang until they time out, the limit alone holds back, and a probe
+would hang as well and delay the recovery.
 """
 
 from __future__ import annotations
@@ -21,16 +25,25 @@ from msgspec import Struct
 if TYPE_CHECKING:
     from dispatcher.core.batch import Rng
 
-GATE_STATES: Final = ("open", "throttled", "quota", "halted", "refused")
+GATE_STATES: Final = ("open", "throttled", "quota", "outage", "halted", "refused")
 """What `Gate.state` may say."""
-PauseKind = Literal["throttle", "quota"]
-PAUSE_MAX: Final[dict[PauseKind, float]] = {"throttle": 60.0, "quota": 86_400.0}
-"""Seconds the service may ask for and be believed."""
+PauseKind = Literal["throttle", "quota", "outage"]
+PAUSE_MAX: Final[dict[PauseKind, float]] = {"throttle": 60.0, "quota": 86_400.0, "outage": 2.0}
+"""Seconds the service may ask for and be believed; between two probes of an outage at most."""
 JITTER_MAX: Final = 0.25
 BARE_REFUSALS: Final = 3
-"""Refusals without a word about time, with no success between, that close the gate."""
+"""Refusals without a word about time that close the gate, with no success between. Each is of an attempt that
+began after the one before it was refused, and nothing older is out: part of a flight refused is the limit's
+business, everything refused is the gate's."""
 BARE_PAUSE: Final = 1.0
-BARE_PAUSE_MAX: Final = 20.0
+BARE_PAUSE_MAX: Final = 5.0
+"""The longest of the doubling pauses. Of two dispatchers on one small upstream the one that waits finds all
+slots taken, again and again, with pauses of up to 20 s until it starves."""
+OUTAGE_FAILURES: Final = 3
+"""Failures at once, with no success between, that mean an outage."""
+OUTAGE_PAUSE: Final = 0.1
+"""Before the first probe at most; it doubles with each. Measured in an outage of 20 s: 16 attempts, and
+drained 3.3 s after it (with pauses of up to 5 s instead of 2 not within 5 s, for one seed in six)."""
 PROBE_RETRY_SECONDS: Final = 0.2
 """A probe that brought no answer about the reason of the pause is repeated after it."""
 HALT_PROBE_SECONDS: Final = 30.0
@@ -68,11 +81,43 @@ class Refusal(Struct, frozen=True):
         return 400 <= self.status < 500 and self.status != 401
 
 
+class Streak:
+    """Refusals or failures with no success between, of which what was out together counts as one."""
+
+    __slots__ = ("_first", "_last", "count")
+
+    def __init__(self) -> None:
+        self.clear()
+
+    def clear(self) -> None:
+        """Something succeeded, or there is another token."""
+        self.count = 0
+        self._first = 0
+        """What was out at the first of them, by the number of the batch that had started last."""
+        self._last = 0
+        """The same at the latest of them."""
+
+    def add(self, number: int, started: int, *, is_of_load: bool) -> bool:
+        """One more, of this batch; false if it does not count."""
+        if is_of_load and number <= self._last:
+            return False
+        if not self.count:
+            self._first = started
+        self._last = started
+        self.count += 1
+        return True
+
+    def is_alone(self, oldest: int) -> bool:
+        """Nothing that was out at the first of them can still succeed."""
+        return oldest > self._first
+
+
 class Gate:
     """Open, closed until an instant, half-open, or halted."""
 
     __slots__ = (
-        *("_bare", "_bare_pauses", "_lone_refusals", "_outdated", "_probe", "_probe_at", "_started"),
+        *("_bare", "_bare_pauses", "_failed", "_lone_refusals", "_outage_probes", "_outdated", "_probe"),
+        *("_probe_at", "_started"),
         *("closed_until", "has_accepted", "is_first_contact", "pause", "refusal"),
     )
 
@@ -88,8 +133,11 @@ class Gate:
         self._probe: int | None = None
         """Number of the batch that is the probe."""
         self._probe_at = 0.0
-        self._bare = 0
+        self._bare = Streak()
         self._bare_pauses = 0
+        self._failed = Streak()
+        """Failures as fast as where nobody is there."""
+        self._outage_probes = 0
         self._lone_refusals = 0
         self._started = 0
         """Number of the batch that started last."""
@@ -100,12 +148,17 @@ class Gate:
 
     @property
     def state(self) -> str:
-        """open, throttled, quota, halted, or refused (at first contact)."""
+        """open, throttled, quota, outage, halted, or refused (at first contact)."""
         if self.refusal is not None:
             return "refused" if self.is_first_contact else "halted"
         if self.pause is None:
             return "open"
-        return "quota" if self.pause.kind == "quota" else "throttled"
+        return "throttled" if self.pause.kind == "throttle" else self.pause.kind
+
+    @property
+    def is_outage(self) -> bool:
+        """Closed, or half-open, because nobody is there."""
+        return self.pause is not None and self.pause.kind == "outage" and self.refusal is None
 
     @property
     def probe(self) -> int | None:
@@ -154,15 +207,17 @@ class Gate:
         self.has_accepted = True
         self.is_first_contact = False
         self._lone_refusals = 0
-        self._bare = 0
+        self._bare.clear()
+        self._failed.clear()
         if self.pause is None and self.refusal is None:
             self._bare_pauses = 0
-        elif number == self._probe:
+        elif number == self._probe or self.is_outage:
             self._open()
 
     def on_understood(self, number: int) -> None:
         """The service judged the messages: it neither refused the token nor asked us to wait."""
-        if number == self._probe:
+        self._failed.clear()
+        if number == self._probe or self.is_outage:
             self._open()
 
     def on_answered(self, number: int, now: float) -> None:
@@ -175,28 +230,57 @@ class Gate:
         else:
             self.closed_until = now + PROBE_RETRY_SECONDS
 
+    def on_failed_at_once(self, number: int, now: float, rng: Rng, *, oldest: int, is_of_load: bool) -> None:
+        """A batch failed as fast as where nobody is there; several with no success between are an outage.
+
+        Args:
+            oldest: The number of the oldest batch that is out, or of the next one.
+            is_of_load: It may also be too much at once: `BARE_REFUSALS` says what counts then.
+        """
+        if number == self._probe:
+            if not self.is_outage:
+                self.on_answered(number, now)
+                return
+        elif self.pause is not None or self.refusal is not None:
+            return
+        else:
+            counts = self._failed.add(number, self._started, is_of_load=is_of_load)
+            is_enough = self._failed.count >= OUTAGE_FAILURES
+            if not (counts and is_enough and (not is_of_load or self._failed.is_alone(oldest))):
+                return
+            self._outage_probes = 0
+        self._probe = None
+        seconds = min(PAUSE_MAX["outage"], OUTAGE_PAUSE * 2.0**self._outage_probes)
+        self._outage_probes = min(self._outage_probes + 1, 10)
+        self.pause = Pause("outage", seconds)
+        self.closed_until = now + rng.uniform(0.5, 1.0) * seconds
+
     def on_pause(self, number: int, pause: Pause, now: float, rng: Rng) -> None:
         """The service asked us to wait."""
         if number <= self._outdated:
             return
+        self._failed.clear()
         seconds = min(pause.seconds, PAUSE_MAX[pause.kind])
         until = now + seconds + rng.uniform(0.0, min(JITTER_MAX, seconds / 4))
         is_probe = number == self._probe
         if is_probe:
             self._probe = None
-        if self.pause is None or is_probe or until > self.closed_until:
+        if self.pause is None or is_probe or self.pause.kind == "outage" or until > self.closed_until:
             self.pause = pause
             self.closed_until = until
 
-    def on_bare(self, number: int, now: float, rng: Rng) -> None:
-        """Too fast, without a word about time: several with no success between close the gate."""
+    def on_bare(self, number: int, now: float, rng: Rng, *, oldest: int) -> None:
+        """Too fast, without a word about time: several with no success between close the gate.
+
+        `oldest` is the number of the oldest batch that is out, or of the next one.
+        """
         if number <= self._outdated:
             return
-        self._bare += 1
-        if self._bare < BARE_REFUSALS and number != self._probe:
-            return
-        seconds = min(BARE_PAUSE_MAX, BARE_PAUSE * 2.0**self._bare_pauses)
-        if number == self._probe or self.pause is None:
+        self._failed.clear()
+        counts = self._bare.add(number, self._started, is_of_load=True)
+        is_enough = self._bare.count >= BARE_REFUSALS and self._bare.is_alone(oldest)
+        if number == self._probe or (self.pause is None and counts and is_enough):
+            seconds = min(BARE_PAUSE_MAX, BARE_PAUSE * 2.0**self._bare_pauses)
             self._bare_pauses = min(self._bare_pauses + 1, 10)
             self.on_pause(number, Pause("throttle", seconds), now, rng)
 
@@ -229,7 +313,9 @@ class Gate:
         """
         self._outdated = self._started
         self._probe = None
-        self._lone_refusals = self._bare = 0
+        self._lone_refusals = 0
+        self._bare.clear()
+        self._failed.clear()
         self._probe_at = self.closed_until = 0.0
         if self.is_first_contact:
             self.refusal = None

@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING, Final
 
 from msgspec import Struct
 
-from dispatcher.core.batch import Entry, Failure, Reply, Rng
+from dispatcher.core.batch import SETTLED, Entry, Failure, Reply, Rng
 from dispatcher.core.gate import PAUSE_MAX, Pause
 from dispatcher.core.replies import error_text
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
+    from dispatcher.core.budget import Budget
     from dispatcher.core.gate import PauseKind
     from dispatcher.core.isolation import Isolation
     from dispatcher.core.limit import Signal
@@ -61,6 +62,8 @@ class Ruling(Struct, frozen=True):
     is_throttle: bool = False
     is_suspicious: bool = False
     """A message itself may have caused it: what fails together like this again and again is halved."""
+    outage_within: float = 0.0
+    """Seconds; having failed as fast as this, it may be that nobody is there at all."""
     may_be_systemic: bool = False
     """One message's fault or the URL's: three refused alone with nothing accepted decide."""
 
@@ -73,10 +76,14 @@ _TOKEN: Final = Ruling(Verdict.HALT, "not_accepted", "neutral", "token_refused")
 _REDIRECT: Final = Ruling(Verdict.HALT, "not_accepted", "neutral", "redirected")
 _THROTTLED: Final = Ruling(Verdict.RETRY, "not_accepted", "overload", "throttled", is_throttle=True)
 _TROUBLE: Final = Ruling(Verdict.RETRY, "unknown", "neutral", "server_error", is_suspicious=True)
-_UNAVAILABLE: Final = Ruling(Verdict.RETRY, "unknown", "overload", "server_error")
+_BAD_GATEWAY: Final = Ruling(
+    Verdict.RETRY, "unknown", "neutral", "server_error", is_suspicious=True, outage_within=0.1
+)
+_UNAVAILABLE: Final = Ruling(Verdict.RETRY, "unknown", "overload", "server_error", outage_within=0.1)
 _GATEWAY_TIMEOUT: Final = Ruling(Verdict.RETRY, "unknown", "overload", "server_error", is_suspicious=True)
+_OVERTAKEN: Final = Ruling(Verdict.RETRY, "unknown", "neutral", "overtaken")
 _UNREADABLE: Final = Ruling(Verdict.RETRY, "unknown", "neutral", "unreadable_reply")
-_CONNECT: Final = Ruling(Verdict.RETRY, "not_sent", "overload", "connect_failed")
+_CONNECT: Final = Ruling(Verdict.RETRY, "not_sent", "timeout", "connect_failed", outage_within=1.0)
 _DISCONNECT: Final = Ruling(Verdict.RETRY, "unknown", "neutral", "disconnected", is_suspicious=True)
 _BROKEN_OFF: Final = Ruling(Verdict.RETRY, "unknown", "neutral", "disconnected")
 _TIMEOUT: Final = Ruling(Verdict.RETRY, "unknown", "timeout", "timed_out", is_suspicious=True)
@@ -94,13 +101,19 @@ RULINGS: Final = {
     422: _INVALID,
     429: _THROTTLED,
     500: _TROUBLE,
-    502: _TROUBLE,
+    502: _BAD_GATEWAY,
     503: _UNAVAILABLE,
     504: _GATEWAY_TIMEOUT,
 }
 """The protocol's status table; `judge` adds what depends on more than the number."""
 
-FAILURES: Final = {"connect": _CONNECT, "disconnect": _DISCONNECT, "timeout": _TIMEOUT, "reply": _BROKEN_OFF}
+FAILURES: Final = {
+    "connect": _CONNECT,
+    "disconnect": _DISCONNECT,
+    "timeout": _TIMEOUT,
+    "reply": _BROKEN_OFF,
+    "overtaken": _OVERTAKEN,
+}
 
 
 def judge(answer: Reply | Failure) -> Ruling:
@@ -177,36 +190,73 @@ class Group(Struct, eq=False):
     """They travel by themselves, not with others."""
     isolation: Isolation | None = None
     """Of a probe, which is repeated whole: its isolation is not told of an outage."""
+    cost: int = 0
+    """Tokens of the retry budget."""
+
+    @property
+    def live(self) -> list[Entry]:
+        """Those that have not settled meanwhile."""
+        return [entry for entry in self.entries if entry.state != SETTLED]
 
 
 class Backoffs:
-    """A heap of groups by the instant they are due."""
+    """A heap of groups by the instant they are due; what is due waits until the budget can pay for it."""
 
-    __slots__ = ("_heap", "_ticks")
+    __slots__ = ("_budget", "_heap", "_latest", "_ticks")
 
-    def __init__(self) -> None:
+    def __init__(self, budget: Budget) -> None:
+        self._budget = budget
         self._heap: list[tuple[float, int, Group]] = []
         self._ticks = count()
+        self._latest = float("inf")
+        """From here on nothing waits for the budget: a drain has to end."""
+
+    @property
+    def due_at(self) -> float:
+        """When the next group's delay is over; `inf` if there is none."""
+        return self._heap[0][0] if self._heap else float("inf")
 
     @property
     def next_at(self) -> float:
-        """When the next group is due; `inf` if none is."""
-        return self._heap[0][0] if self._heap else float("inf")
+        """When the next group is due and paid for, at the latest; `inf` if there is none."""
+        if not self._heap:
+            return float("inf")
+        due_at, _, group = self._heap[0]
+        return max(due_at, min(self._latest, self._budget.ready_at(group.cost)))
 
     def add(self, group: Group) -> None:
         """Let a group wait until its `due_at`."""
         heapq.heappush(self._heap, (group.due_at, next(self._ticks), group))
 
-    def pop_due(self, now: float) -> Group | None:
-        """The next group whose time has come."""
-        return heapq.heappop(self._heap)[2] if self._heap and self._heap[0][0] <= now else None
+    def pop_due(self, now: float, *, is_free: bool = False) -> Group | None:
+        """The next group whose time has come, once it is paid for (or is free)."""
+        if not self._heap or self._heap[0][0] > now:
+            return None
+        group = self._heap[0][2]
+        is_free = is_free or now >= self._latest or not group.live
+        if is_free:
+            group.cost = 0
+        elif not self._budget.try_pay(group.cost, now):
+            return None
+        return self.pop()
+
+    def pop(self) -> Group:
+        """The next group, due or not."""
+        return heapq.heappop(self._heap)[2]
 
     def clip(self, latest: float) -> None:
         """No group waits past `latest` (a drain has to end)."""
-        groups = [group for _, _, group in self._heap]
-        self._heap.clear()
+        self._latest = latest
+        self._move(lambda due_at: min(due_at, latest))
+
+    def wake(self, now: float, rng: Rng, within: float) -> None:
+        """Every group is due within so many seconds, spread over them."""
+        self._move(lambda due_at: min(due_at, now + rng.uniform(0.0, within)))
+
+    def _move(self, change: Callable[[float], float]) -> None:
+        groups = self.clear()
         for group in groups:
-            group.due_at = min(group.due_at, latest)
+            group.due_at = change(group.due_at)
             self.add(group)
 
     def clear(self) -> list[Group]:
@@ -214,6 +264,9 @@ class Backoffs:
         groups = [group for _, _, group in sorted(self._heap, key=lambda item: item[:2])]
         self._heap.clear()
         return groups
+
+    def __bool__(self) -> bool:
+        return bool(self._heap)
 
     def __iter__(self) -> Iterator[Group]:
         return (group for _, _, group in self._heap)

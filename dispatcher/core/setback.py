@@ -17,7 +17,9 @@ from typing import TYPE_CHECKING, Final
 
 from dispatcher.core import failures, retry
 from dispatcher.core.batch import BACKING_OFF, IN_FLIGHT, ISOLATED, Batch, Entry, Failure, Reply, Trouble
+from dispatcher.core.budget import RETRY_COST, THROTTLED_COST
 from dispatcher.core.retry import Group, Ruling
+from dispatcher.core.stalls import OVERTAKEN
 from dispatcher.core.tally import add
 from dispatcher.errors import Attempt
 
@@ -56,6 +58,8 @@ def note(
             trouble = entry.trouble = Trouble(batch.started_at - batch.slept)
         attempt = Attempt(batch.started_at - entry.admitted_at, text, now - batch.started_at)
         trouble.record(attempt, is_charged=is_charged)
+        trouble.paid = 0
+        trouble.was_overtaken |= answer is OVERTAKEN
         trouble.learn(ruling.certainty)
         if ruling.is_suspicious:
             if not trouble.suspicions:
@@ -108,14 +112,16 @@ def put_back(
             isolation.on_void()
         return
     add(engine.tally.retried, ruling.cause, len(kept))
-    if ruling.is_suspicious and any(_is_suspect(engine, entry) for entry in kept):
+    if ruling.is_suspicious and any(_is_suspect(engine, entry, now) for entry in kept):
         _halve(engine, kept, ruling, now, isolation=isolation)
         return
     shift(engine, kept, IN_FLIGHT, BACKING_OFF)
     groups = [kept] if is_sealed or isolation is not None else _by_failures(kept)
+    cost = 0 if is_put_off else _cost(ruling)
     for group in groups:
         due_at = now if is_put_off else _due_at(engine, group, ruling, now)
-        engine.backoffs.add(Group(due_at, group, is_sealed, isolation))
+        engine.backoffs.add(Group(due_at, group, is_sealed, isolation, cost))
+        cost = 0  # what failed in one request travels in one again
 
 
 def _repeatable(engine: Engine, entries: list[Entry], ruling: Ruling) -> list[Entry]:
@@ -141,6 +147,13 @@ def _by_failures(entries: list[Entry]) -> list[list[Entry]]:
     return list(groups.values())
 
 
+def _cost(ruling: Ruling) -> int:
+    """Of sending again, in tokens of the budget; an error entry rides in a request that goes anyway."""
+    if ruling.cause == "error_entry":
+        return 0
+    return THROTTLED_COST if ruling.is_throttle else RETRY_COST
+
+
 def _due_at(engine: Engine, entries: list[Entry], ruling: Ruling, now: float) -> float:
     config = engine.config.retry
     failed = max(entry.trouble.streak if entry.trouble else 0 for entry in entries)
@@ -155,13 +168,14 @@ def _due_at(engine: Engine, entries: list[Entry], ruling: Ruling, now: float) ->
 # ------------------------------------------------------------------------------------ what fails together
 
 
-def _is_suspect(engine: Engine, entry: Entry) -> bool:
+def _is_suspect(engine: Engine, entry: Entry, now: float) -> bool:
     trouble = entry.trouble
     if trouble is None or not entry.idempotent or trouble.suspicions < SUSPECT_AFTER:
         return False
     if engine.acceptances > trouble.seen_accepted:
         return True
-    has_company = bool(engine.out) or engine.lanes.sendable_messages > 0
+    is_next_due = engine.backoffs.due_at <= now  # it waits for the budget
+    has_company = bool(engine.out) or engine.lanes.sendable_messages > 0 or is_next_due
     return trouble.suspicions >= SUSPECT_AFTER_ALONE and not has_company
 
 
@@ -179,8 +193,11 @@ def _halve(
         followers = isolation.extract({id(entry.lane) for entry in kept if entry.queue is not None})
         shift(engine, followers, ISOLATED, IN_FLIGHT)
         kept = kept + followers
-    left, right, loose = _halves(engine, kept)
+    left, right, loose = _halves(engine, kept, now)
     is_parted = len(left) + len(right) > 1
+    # The service works for others, so that this is no matter of load: the search is not paid for.
+    is_of_message = any(engine.acceptances > entry.trouble.seen_accepted for entry in kept if entry.trouble)
+    cost = 0 if is_of_message else _cost(ruling)
     engine.tally.halvings += is_parted
     shift(engine, kept, IN_FLIGHT, BACKING_OFF)
     for half in (left, right):
@@ -191,18 +208,19 @@ def _halve(
                 entry.trouble.streak = 1  # the service works: the search need not wait as for an outage
             entry.trouble.seen_accepted = engine.acceptances
         if half:
-            engine.backoffs.add(Group(_due_at(engine, half, ruling, now), half, is_sealed=True))
+            due_at = _due_at(engine, half, ruling, now)
+            engine.backoffs.add(Group(due_at, half, is_sealed=True, cost=cost))
     for group in _by_failures(loose):
         engine.backoffs.add(Group(_due_at(engine, group, ruling, now), group))
 
 
-def _halves(engine: Engine, kept: list[Entry]) -> tuple[list[Entry], list[Entry], list[Entry]]:
+def _halves(engine: Engine, kept: list[Entry], now: float) -> tuple[list[Entry], list[Entry], list[Entry]]:
     """The suspects' first half, their second half, and what goes back to its lane.
 
     Of an ordered lane only what stands together at its front may go apart, and in one half only: the rest
     waits in the lane, which stays muted until that half is settled.
     """
-    suspects = [entry for entry in kept if _is_suspect(engine, entry)]
+    suspects = [entry for entry in kept if _is_suspect(engine, entry, now)]
     first = {entry.number for entry in suspects[: max(1, len(suspects) // 2)]}
     second = {entry.number for entry in suspects} - first
     left: list[Entry] = []

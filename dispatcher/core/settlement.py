@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from dispatcher.core import failures, retry
 from dispatcher.core.batch import IN_FLIGHT, ISOLATED, SETTLED, Entry, Failure, Reply
+from dispatcher.core.budget import EARNED
 from dispatcher.core.isolation import Isolation
 from dispatcher.core.replies import (
     Accepted,
@@ -23,6 +24,7 @@ from dispatcher.core.replies import (
 )
 from dispatcher.core.retry import Ruling, Verdict
 from dispatcher.core.setback import SAFE_SECONDS, note, put_back, resolve, settle_failed, shift
+from dispatcher.core.stalls import OVERTAKEN
 from dispatcher.core.tally import add
 from dispatcher.message import Receipt
 
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
 
     from dispatcher.core.batch import Batch
     from dispatcher.core.engine import Engine
+    from dispatcher.core.gate import Pause
     from dispatcher.errors import Certainty
 
 RULINGS_OF_ENTRIES: Final[dict[Certainty, Ruling]] = {
@@ -38,6 +41,8 @@ RULINGS_OF_ENTRIES: Final[dict[Certainty, Ruling]] = {
     "unknown": Ruling(Verdict.RETRY, "unknown", "neutral", "error_entry"),
 }
 """The verdict on one position of an accepted request: an error entry, or one that says neither."""
+WAKE_SECONDS: Final = 0.5
+"""After an outage everything that backs off goes within it."""
 FIRST_CONTACT_WORDS: Final = "nothing was ever accepted under this URL and token"
 
 
@@ -53,7 +58,7 @@ def apply_answer(
     tally = engine.tally
     add(tally.requests, str(answer.status) if isinstance(answer, Reply) else answer.kind)
     tally.request_seconds.observe(now - batch.started_at)
-    engine.limit.observe(ruling.signal, started_at=batch.started_at, now=now, was_reached=was_reached)
+    before = engine.gate.pause
     live = batch.entries
     if batch.has_expired:
         live = [entry for entry in live if entry.state == IN_FLIGHT]
@@ -62,9 +67,37 @@ def apply_answer(
         _deliver(engine, batch, outcomes, now)
     else:
         _not_delivered(engine, batch, live, ruling, answer, now)
+    _adapt(engine, batch, ruling, before, now, was_reached=was_reached)
+    if outcomes:
+        engine.stalls.on_success(now - batch.started_at)
+        for lost in engine.stalls.overtaken(engine.out, batch, now):
+            engine.complete(lost, OVERTAKEN, now)
     pause = engine.gate.pause
     if pause is not None and pause.kind == "quota":
         engine.fail_quota(engine.parked())  # also what this answer has just put back
+
+
+def _adapt(
+    engine: Engine, batch: Batch, ruling: Ruling, before: Pause | None, now: float, *, was_reached: bool
+) -> None:
+    """The limit learns from answers at an open gate and from its opening; to close it is no cut besides."""
+    after = engine.gate.pause
+    has_closed = before is None and after is not None
+    is_cut = engine.limit.observe(
+        ruling.signal if after is None else "neutral",
+        started_at=batch.started_at,
+        now=now,
+        messages=len(batch.entries),
+        was_reached=was_reached,
+    )
+    if is_cut:
+        add(engine.tally.cuts, ruling.cause)
+    if has_closed and after is not None and after.kind == "outage":
+        add(engine.tally.pauses, after.kind)
+    if before is not None and after is None:
+        engine.limit.on_reopened(was_refused=before.kind == "throttle")
+        if before.kind == "outage":
+            engine.backoffs.wake(now, engine.rng, WAKE_SECONDS)
 
 
 def _not_delivered(
@@ -80,7 +113,13 @@ def _not_delivered(
         _split(engine, batch, live, ruling, answer, now)
     else:
         note(engine, batch, live, ruling, answer, now)
-        engine.gate.on_answered(batch.number, now)
+        if now - batch.started_at < ruling.outage_within:
+            is_of_load = ruling.certainty != "not_sent"
+            engine.gate.on_failed_at_once(
+                batch.number, now, engine.rng, oldest=engine.oldest_out(), is_of_load=is_of_load
+            )
+        else:
+            engine.gate.on_answered(batch.number, now)
         put_back(engine, live, ruling, now, isolation=batch.isolation, is_sealed=batch.is_sealed)
 
 
@@ -97,11 +136,13 @@ def _throttled(
     """Too fast, or the quota is spent: with a word about time all wait, without one this batch does."""
     pause = retry.pause_of(reply)
     note(engine, batch, live, ruling, reply, now, is_charged=pause is None)
+    before = engine.gate.pause
     if pause is None:
-        engine.gate.on_bare(batch.number, now, engine.rng)
+        engine.gate.on_bare(batch.number, now, engine.rng, oldest=engine.oldest_out())
     else:
-        add(engine.tally.pauses, pause.kind)
         engine.gate.on_pause(batch.number, pause, now, engine.rng)
+    if pause is not None or engine.gate.pause is not before:
+        add(engine.tally.pauses, "throttle" if pause is None else pause.kind)
     put_back(
         engine,
         live,
@@ -198,6 +239,13 @@ def _settle_delivered(engine: Engine, batch: Batch, entries: list[Entry], now: f
     engine.tally.delivered(entries, batch.started_at, now)
     if batch.has_ordered:
         resolve(engine, entries)
+    if not engine.budget.is_full:
+        engine.budget.earn(_paid_for(entries) or EARNED)
+
+
+def _paid_for(entries: list[Entry]) -> int:
+    """What the retries among them had cost: it is returned."""
+    return sum(entry.trouble.paid for entry in entries if entry.trouble is not None)
 
 
 def _retry_alone(engine: Engine, batch: Batch, failed: list[tuple[Entry, Outcome]], now: float) -> None:

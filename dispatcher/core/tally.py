@@ -42,7 +42,7 @@ REFUSALS: Final = ("full", "invalid", "too_large", "closed")
 """Why a message is not admitted: the keys of `Tally.refused`."""
 CAUSES: Final = (
     *("throttled", "server_error", "timed_out", "disconnected", "connect_failed", "unreadable_reply"),
-    *("error_entry", "token_refused", "redirected", "forbidden", "not_found"),
+    *("overtaken", "error_entry", "token_refused", "redirected", "forbidden", "not_found"),
 )
 """Why messages are put back: the keys of `Tally.retried`; all but the error entry are `retry`'s rulings."""
 REASONS: Final = (
@@ -50,8 +50,10 @@ REASONS: Final = (
     *("probe", "halving"),
 )
 """Why a batch leaves: the keys of `Tally.batches`."""
-PAUSES: Final = ("throttle", "quota")
-"""What the service asked us to wait for: the keys of `Tally.pauses`."""
+PAUSES: Final = ("throttle", "quota", "outage")
+"""Why the gate closed: the keys of `Tally.pauses`."""
+CUTS: Final = ("throttled", "server_error", "timed_out", "connect_failed")
+"""Why the limit was lowered: the keys of `Tally.cuts`."""
 STAGES: Final = ("queue", "delivery", "total")
 """queue: admitted to its first request; delivery: that request to the receipt, retries included; total."""
 
@@ -95,6 +97,7 @@ class Tally:
         "batch_bytes",
         "batch_messages",
         "batches",
+        "cuts",
         "finished",
         "halvings",
         "isolations",
@@ -125,7 +128,9 @@ class Tally:
         self.halvings = 0
         """Times that what failed together was halved."""
         self.pauses: dict[str, int] = {}
-        """Replies that asked us to wait, by what for."""
+        """Replies that asked us to wait, by what for, and outages."""
+        self.cuts: dict[str, int] = {}
+        """Times that the limit was lowered, by why."""
         self.order_violations = 0
         """Messages of an ordered lane that the service refused while it accepted later ones of the batch."""
         self.late = 0

@@ -57,12 +57,10 @@ def test_errors_list_every_attempt() -> None:
 
 def test_very_many_attempts_are_remembered_in_part() -> None:
     """The first ones and the last ones: a limit on everything."""
-    rig = Rig(retry_max_attempts=200, retry_max_delay=0.1)
+    rig = Rig(retry_max_attempts=200, retry_max_delay=0.1, deliver_within=1_000)
     entries = rig.put(1)
-    rig.poll()
     for _ in range(200):
-        rig.fail(rig.out[0], "connect")
-        rig.advance(0.2)
+        rig.fail(rig.out[0] if rig.out else rig.next(), "connect")
     outcome = entries[0].outcome
     assert isinstance(outcome, RetriesExhausted)
     assert len(outcome.attempts) == 40

@@ -9,6 +9,8 @@ from tests.core.rig import Extremes
 
 INF = float("inf")
 NO_JITTER = Extremes(0.0)
+LATER = 10**9
+"""Nothing that began earlier is out."""
 
 
 def closed(seconds: float = 10.0, *, kind: str = "throttle", jitter: float = 0.0, now: float = 100.0) -> Gate:
@@ -30,7 +32,7 @@ def bare(gate: Gate, times: int, now: float = 100.0, *, first: int = 1) -> None:
     """So many refusals without a word about time."""
     for number in range(first, first + times):
         gate.on_start(number, Permit.ALL)
-        gate.on_bare(number, now, NO_JITTER)
+        gate.on_bare(number, now, NO_JITTER, oldest=LATER)
 
 
 def test_open() -> None:
@@ -132,7 +134,7 @@ def test_a_bare_refusal_of_an_earlier_attempt_changes_nothing() -> None:
     """The gate is closed already, for a time that the service has named."""
     gate = closed(10.0)
     for number in range(1, 6):
-        gate.on_bare(number, 101.0, NO_JITTER)
+        gate.on_bare(number, 101.0, NO_JITTER, oldest=LATER)
     assert gate.closed_until == 110.0
 
 
@@ -164,15 +166,15 @@ def test_bare_pauses_double() -> None:
     for number in range(10, 22):
         pauses.append(gate.closed_until - now)
         now = gate.closed_until
-        probing(gate, number, now).on_bare(number, now, NO_JITTER)
-    assert pauses == [1.0, 2.0, 4.0, 8.0, 16.0] + [20.0] * 7
+        probing(gate, number, now).on_bare(number, now, NO_JITTER, oldest=LATER)
+    assert pauses == [1.0, 2.0, 4.0] + [5.0] * 9
 
 
 def test_bare_pauses_begin_anew_after_a_success() -> None:
     """The probe was taken: the next three close for one second."""
     gate = Gate()
     bare(gate, 3)
-    probing(gate, 9, 101.0).on_bare(9, 101.0, NO_JITTER)
+    probing(gate, 9, 101.0).on_bare(9, 101.0, NO_JITTER, oldest=LATER)
     probing(gate, 10, 103.0).on_accepted(10)
     bare(gate, 2, 200.0, first=11)
     assert gate.permit(200.0) is Permit.ALL
@@ -184,7 +186,7 @@ def test_bare_pauses_have_jitter() -> None:
     """Those who are refused together do not come back together."""
     gate = Gate()
     for number in range(3):
-        gate.on_bare(number + 1, 100.0, Extremes())
+        gate.on_bare(number + 1, 100.0, Extremes(), oldest=LATER)
     assert gate.closed_until == 101.25
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dispatcher.core.gate import Gate, Pause, Permit
-from tests.core.test_gate import INF, NO_JITTER, bare, closed, probing
+from tests.core.test_gate import INF, LATER, NO_JITTER, bare, closed, probing
 
 
 def halted() -> Gate:
@@ -47,7 +47,7 @@ def test_refusals_of_the_old_token_do_not_halt_the_new_one() -> None:
     gate.on_refused(3, 401, "bad token", 101.0)
     gate.on_pause(5, Pause("quota", 9999.0), 101.0, NO_JITTER)
     for _ in range(5):
-        gate.on_bare(5, 101.0, NO_JITTER)
+        gate.on_bare(5, 101.0, NO_JITTER, oldest=LATER)
         assert not gate.on_lone_refusal(5, 403, "", 101.0)
     assert (gate.state, gate.permit(101.0)) == ("open", Permit.ALL)
     gate.on_start(7, Permit.ALL)

@@ -385,7 +385,7 @@ def test_what_was_refused_has_no_back_off_of_its_own() -> None:
     rig.put(4)
     batch = rig.poll()[0]
     batch.is_sealed = True
-    rig.engine._apart += 1
+    rig.engine.apart += 1
     rig.refuse(batch, 401)
     rig.engine.unhalt()
     (probe,) = rig.poll()

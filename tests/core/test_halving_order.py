@@ -166,12 +166,12 @@ def test_one_that_is_no_suspect_keeps_those_behind_it_in_the_lane() -> None:
         entry.trouble = Trouble(rig.now, suspicions=2, seen_accepted=-1)
     queued = [entry for entry in batch.entries if entry.queue]
     queued[1].trouble = Trouble(rig.now)
-    left, right, loose = _halves(rig.engine, batch.entries)
+    left, right, loose = _halves(rig.engine, batch.entries, rig.now)
     plain = [entry for entry in batch.entries if entry.queue is None]
     assert loose == queued[1:]
     assert left + right == [queued[0], *plain]
     queued[0].trouble = Trouble(rig.now)
     plain[2].trouble = Trouble(rig.now)
-    left, right, loose = _halves(rig.engine, batch.entries)
+    left, right, loose = _halves(rig.engine, batch.entries, rig.now)
     assert loose == [*queued, plain[2]]
     assert left + right == plain[:2]

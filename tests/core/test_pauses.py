@@ -198,14 +198,18 @@ def test_answers_to_what_was_out_neither_open_nor_shorten() -> None:
 
 
 def test_three_bare_refusals_hold_everything() -> None:
-    """The first two batches back off by themselves; the third closes the gate for a second."""
+    """In three flights one after the other; the first two back off by themselves."""
     rig = Rig(rng=Extremes(0.0))
     for _ in range(4):
         rig.put(100)
         rig.poll()
-    assert len(rig.refuse(rig.out[0], 429)) == 1  # no jitter: it goes again at once
+    for _ in range(4):
+        assert len(rig.refuse(rig.out[0], 429)) == 1  # no jitter: it goes again at once
+    rig.refuse(rig.out[0], 429)
     rig.refuse(rig.out[0], 429)
     assert rig.engine.gate.state == "open"
+    for _ in range(2):
+        rig.refuse(rig.out[0], 429)
     rig.refuse(rig.out[0], 429)
     assert rig.engine.gate.state == "throttled"
     rig.put(100)

@@ -9,6 +9,7 @@ import pytest
 
 from dispatcher.core import retry
 from dispatcher.core.batch import Failure, Reply
+from dispatcher.core.budget import Budget
 from dispatcher.core.retry import Backoffs, Group, Verdict, backoff, describe, judge
 from dispatcher.core.tally import CAUSES
 from tests.core.rig import Extremes
@@ -38,7 +39,7 @@ TABLE: list[tuple[object, Verdict, str, str, str, str]] = [
     (503, R, "unknown", "overload", "server_error", ""),
     (504, R, "unknown", "overload", "server_error", "is_suspicious"),
     *((status, R, "unknown", "neutral", "server_error", "is_suspicious") for status in (100, 501, 507, 599)),
-    ("connect", R, "not_sent", "overload", "connect_failed", ""),
+    ("connect", R, "not_sent", "timeout", "connect_failed", ""),
     ("disconnect", R, "unknown", "neutral", "disconnected", "is_suspicious"),
     ("timeout", R, "unknown", "timeout", "timed_out", "is_suspicious"),
     ("reply", R, "unknown", "neutral", "disconnected", ""),
@@ -107,7 +108,7 @@ def test_full_jitter() -> None:
 
 def test_groups_come_when_due() -> None:
     """Earliest first, in order of arrival where they are due together, none before its time."""
-    heap = Backoffs()
+    heap = Backoffs(Budget(500))
     assert heap.next_at == float("inf")
     groups = [Group(at, []) for at in (3.0, 1.0, 2.0, 1.0)]
     for group in groups:
@@ -120,7 +121,7 @@ def test_groups_come_when_due() -> None:
 
 def test_a_drain_brings_groups_forward() -> None:
     """What was due later is due at the bound; what was due earlier stays."""
-    heap = Backoffs()
+    heap = Backoffs(Budget(500))
     for at in (1.0, 50.0, 30.0):
         heap.add(Group(at, []))
     heap.clip(10.0)

@@ -76,14 +76,19 @@ class EngineMachine(RuleBasedStateMachine):
         messages=st.integers(1, 5),
         attempts=st.sampled_from([None, None, 3]),
         linger=st.sampled_from([0.0, 0.01, 1.0]),
+        mode=st.sampled_from(["adaptive", "fixed"]),
         seed=st.integers(0, 9),
     )
-    def open(self, slots: int, messages: int, attempts: int | None, linger: float, seed: int) -> None:
+    def open(
+        self, slots: int, messages: int, attempts: int | None, linger: float, mode: str, seed: int
+    ) -> None:
         """Make the engine."""
         config = Config.load(
             env={},
             token="t",
             limit_max_in_flight=slots,
+            limit_mode=mode,
+            retry_budget=28,
             batch_max_messages=messages,
             batch_linger=linger,
             retry_max_attempts=attempts,

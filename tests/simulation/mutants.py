@@ -1,84 +1,27 @@
-"""Mutants of the core: each a change of a few words, made in its source text while a test runs."""
+"""Mutants of the core, and who has to notice each: scenarios, or the state machine."""
 
 from __future__ import annotations
 
-import inspect
-import sys
-import textwrap
-from typing import TYPE_CHECKING, Any
-
-from msgspec import Struct
-
-from dispatcher.core import retry, setback, settlement
+from dispatcher.core import apart, retry, setback, settlement
 from dispatcher.core.accumulator import Accumulator
 from dispatcher.core.engine import Engine
 from dispatcher.core.gate import Gate
 from dispatcher.core.isolation import Isolation
+from tests.simulation.mutants_overload import OVERLOAD_MUTANTS
+from tests.simulation.mutation import Change, Mutant, apply, one
 
-if TYPE_CHECKING:
-    import pytest
-
-
-class Change(Struct, frozen=True):
-    """One place of a function's source."""
-
-    owner: Any
-    """The class or module."""
-    name: str
-    old: str
-    new: str
-
-
-class Mutant(Struct, frozen=True):
-    """A deliberate fault and who has to notice it."""
-
-    name: str
-    by: tuple[str, ...]
-    """Scenarios, or `machine`; each of them has to."""
-    changes: tuple[Change, ...]
-
-
-def apply(mutant: Mutant, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Put the mutant in the core's place for one test."""
-    for change in mutant.changes:
-        target = inspect.getattr_static(change.owner, change.name)
-        function = target.fget if isinstance(target, property) else target
-        assert function is not None, f"{change.name} cannot be read"
-        source = textwrap.dedent(inspect.getsource(function))
-        assert source.count(change.old) == 1, f"{mutant.name}: {change.old!r} is not what it changes any more"
-        changed = compile(
-            "from __future__ import annotations\n" + source.replace(change.old, change.new),
-            f"<{mutant.name}>",
-            "exec",
-        )
-        made: dict[str, Any] = {}
-        exec(changed, vars(sys.modules[function.__module__]), made)
-        _install(change, target, made[change.name], monkeypatch)
-
-
-def _install(change: Change, target: Any, replacement: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    if inspect.isclass(change.owner):
-        monkeypatch.setattr(change.owner, change.name, replacement)
-        return
-    for name, module in list(sys.modules.items()):  # also where it was imported by its name
-        if name.startswith("dispatcher.core") and getattr(module, change.name, None) is target:
-            monkeypatch.setattr(module, change.name, replacement)
-
-
-def one(name: str, by: str, owner: Any, function: str, old: str, new: str) -> Mutant:
-    """A mutant of one change."""
-    return Mutant(name, tuple(by.split()), (Change(owner, function, old, new),))
-
+__all__ = ["MUTANTS", "Mutant", "apply"]
 
 NEWEST = "max(entry.admitted_at for entry in self.lanes)"
 MUTANTS = (
+    *OVERLOAD_MUTANTS,
     # When a batch leaves, and what it holds.
     Mutant(
         "timer reset on append",
         ("trickle",),
         (
             Change(Engine, "_ready", "now >= oldest.admitted_at +", f"now >= {NEWEST} +"),
-            Change(Engine, "_wake_at", "oldest.admitted_at +", f"{NEWEST} +"),
+            Change(Engine, "wake_at", "oldest.admitted_at +", f"{NEWEST} +"),
         ),
     ),
     one(
@@ -86,24 +29,24 @@ MUTANTS = (
         "mixed machine",
         Engine,
         "poll",
-        "while len(self.out) < self.limit.value:",
-        "while len(self.out) + bool(self.counts[2]) * 9 < self.limit.value:",
+        "while len(self.out) < self.limit.value or",
+        "while len(self.out) + bool(self.counts[2]) * 9 < self.limit.value or",
     ),
     one(
         "one slot too many",
         "mixed machine",
         Engine,
         "poll",
-        "while len(self.out) < self.limit.value:",
-        "while len(self.out) <= self.limit.value:",
+        "while len(self.out) < self.limit.value or",
+        "while len(self.out) <= self.limit.value or",
     ),
     one(
         "probes hold the last slot",
         "withdrawals",
-        Engine,
-        "_next_apart",
-        "max(1, self.limit.value - 1)",
-        "max(1, self.limit.value)",
+        apart,
+        "next_apart",
+        "max(1, engine.limit.value - 1)",
+        "max(1, engine.limit.value)",
     ),
     Mutant(
         "room released at send",
@@ -231,8 +174,8 @@ MUTANTS = (
     one(
         "a search goes on with what stopped",
         "stopped_search",
-        Engine,
-        "_ready_apart",
+        apart,
+        "ready",
         "if isolation is not None:  # what",
         "if False:  # what",
     ),
@@ -255,7 +198,7 @@ MUTANTS = (
     # The gate.
     one(
         "two gate probes",
-        "storm token machine",
+        "storm token",
         Gate,
         "permit",
         "if self._probe is not None or now < self._reopens_at:",
@@ -266,7 +209,7 @@ MUTANTS = (
         "storm",
         Gate,
         "on_accepted",
-        "elif number == self._probe:",
+        "elif number == self._probe or self.is_outage:",
         "else:",
     ),
     one(
@@ -306,8 +249,8 @@ MUTANTS = (
         "storm",
         Gate,
         "on_bare",
-        "if self._bare < BARE_REFUSALS and number != self._probe:",
-        "if number != self._probe:",
+        "self._bare.count >= BARE_REFUSALS and",
+        "False and",
     ),
     one(
         "what cannot wait for the quota waits",

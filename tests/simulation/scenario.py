@@ -124,7 +124,11 @@ def drawn(scenario: Scenario, rng: Random) -> Scenario:
     config = {
         **scenario.config,
         "deduplication": rng.choice(["auto", "auto", "off"]),
-        "limit": {"max_in_flight": rng.choice([1, 2, 4, 64])},
+        "limit": {
+            "max_in_flight": rng.choice([1, 2, 4, 64]),
+            "mode": rng.choice(["adaptive", "adaptive", "fixed"]),
+            "latency_trim": rng.random() < 0.2,
+        },
         "queue": {"max_messages": rng.choice([20, 150, 10_000])},
         "batch": {"max_messages": rng.choice([5, 30, 100])},
         "drain_within": rng.choice([0.5, 5.0]),

@@ -42,7 +42,11 @@ class ShadowGate:
         self.halted_until = 0.0
         self.probe: int | None = None
         self.lone = self.bare = self.bare_pauses = 0
+        self.is_outage = False
+        self.failed = self.outage_probes = 0
         self._started = self._outdated = 0
+        self._told: dict[str, tuple[int, int]] = {}
+        """By kind of streak: what had started at its first and at its latest."""
         self._service_clock = service_clock
 
     # ---------------------------------------------------------------------------------------- questions
@@ -73,6 +77,9 @@ class ShadowGate:
         state = self.engine.gate.state
         expected = self.is_refused, self.is_first_contact and self.is_refused, self.is_paused
         found = state in ("halted", "refused"), state == "refused", self.engine.gate.pause is not None
+        assert self.is_refused or (state == "outage") == self.is_outage, (
+            f"the gate says {state} and is {self}"
+        )
         assert found == expected, f"the gate says {state} and is {self}"
 
     def on_answer(self, batch: Batch, answer: Reply | Failure, now: float) -> None:
@@ -85,12 +92,14 @@ class ShadowGate:
             self._on_accepted(is_probe=is_probe)
         elif meaning == "understood":
             self._on_understood(batch, answer, now, is_probe=is_probe)
+        elif self._is_of_outage(batch, answer, now) and not (self.is_refused or is_probe > self.is_outage):
+            self._on_failed_at_once(batch, answer, now, is_probe=is_probe)
         elif batch.number <= self._outdated:
             return
         elif meaning == "refused":
             self._refuse(now, is_systemic=isinstance(answer, Reply) and self._is_lone(answer.status))
         elif isinstance(answer, Reply) and meaning == "throttled":
-            self._on_throttled(answer, now, is_probe=is_probe)
+            self._on_throttled(batch, answer, now, is_probe=is_probe)
         elif is_probe and self.is_refused:
             self.halted_until = now + 30.0
         elif is_probe:
@@ -100,7 +109,7 @@ class ShadowGate:
         """The token was replaced."""
         self.probe = None
         self.halted_until = self.quiet_until = 0.0
-        self.lone = self.bare = 0
+        self.lone = self.bare = self.failed = 0
         self._outdated = self._started
         if self.is_first_contact:
             self.is_refused = self.is_first_contact = False
@@ -135,14 +144,47 @@ class ShadowGate:
     def _on_accepted(self, *, is_probe: bool) -> None:
         self.has_accepted = True
         self.is_first_contact = False
-        self.lone = self.bare = 0
+        self.lone = self.bare = self.failed = 0
         if self.is_open:
             self.bare_pauses = 0
-        elif is_probe:
+        elif is_probe or (self.is_outage and not self.is_refused):
             self._open()
 
+    def _counts(self, kind: str, batch: Batch, *, is_of_load: bool) -> tuple[int, bool] | None:
+        """Does it count beside what was told before? And is nothing out that is older than its first?"""
+        first, latest = self._told.get(kind, (0, 0)) if getattr(self, kind) else (0, 0)
+        if is_of_load and batch.number <= latest:
+            return None
+        self._told[kind] = first, _ = first or self._started, self._started
+        older = [number for number in self.engine.out if number <= first and number != batch.number]
+        return 1, not older
+
+    @staticmethod
+    def _is_of_outage(batch: Batch, answer: Reply | Failure, now: float) -> bool:
+        took = now - batch.started_at
+        if isinstance(answer, Failure):
+            return answer.kind == "connect" and took < 1.0
+        return answer.status in (502, 503) and "retry-after" not in answer.headers and took < 0.1
+
+    def _on_failed_at_once(
+        self, batch: Batch, answer: Reply | Failure, now: float, *, is_probe: bool
+    ) -> None:
+        is_of_load = isinstance(answer, Reply)
+        if not is_probe:
+            if self.is_paused or not (counted := self._counts("failed", batch, is_of_load=is_of_load)):
+                return
+            self.failed += 1
+            if self.failed < 3 or (is_of_load and not counted[1]):
+                return
+            self.outage_probes = 0
+        self.is_paused = self.is_outage = True
+        self.is_quota = False
+        self.quiet_until = now + 0.5 * min(2.0, 0.1 * 2.0**self.outage_probes)
+        self.outage_probes += 1
+
     def _on_understood(self, batch: Batch, answer: Reply | Failure, now: float, *, is_probe: bool) -> None:
-        if is_probe:
+        self.failed = 0
+        if is_probe or (self.is_outage and not self.is_refused):
             self._open()
         is_alone = len(batch.entries) == 1 and batch.entries[0].state == IN_FLIGHT
         if isinstance(answer, Reply) and self._is_lone(answer.status) and is_alone:
@@ -152,18 +194,23 @@ class ShadowGate:
             if self.lone >= LONE:
                 self._refuse(now, is_systemic=True)
 
-    def _on_throttled(self, reply: Reply, now: float, *, is_probe: bool) -> None:
+    def _on_throttled(self, batch: Batch, reply: Reply, now: float, *, is_probe: bool) -> None:
         seconds, is_quota = self._asked(reply, now)
         if seconds <= 0.0:
-            self.bare += 1
-            if (self.bare < 3 and not is_probe) or (self.is_paused and not is_probe):
+            self.failed = 0
+            counted = self._counts("bare", batch, is_of_load=True)
+            self.bare += bool(counted)
+            is_enough = counted is not None and self.bare >= 3 and counted[1]
+            if not is_probe and (self.is_paused or not is_enough):
                 return
-            seconds, is_quota = min(20.0, 2.0**self.bare_pauses), False
+            seconds, is_quota = min(5.0, 2.0**self.bare_pauses), False
             self.bare_pauses = min(self.bare_pauses + 1, 10)
+        self.failed = 0
         until = now + min(seconds, DAY if is_quota else BURST_MAX)
-        if is_probe or not self.is_paused or until > self.quiet_until:
+        if is_probe or not self.is_paused or self.is_outage or until > self.quiet_until:
             self.quiet_until = until
             self.is_quota = is_quota
+            self.is_outage = False
         self.is_paused = True
 
     def _asked(self, reply: Reply, now: float) -> tuple[float, bool]:
@@ -180,8 +227,9 @@ class ShadowGate:
         self.halted_until = now + 30.0
 
     def _open(self) -> None:
-        self.is_paused = self.is_refused = self.is_first_contact = False
+        self.is_paused = self.is_refused = self.is_first_contact = self.is_outage = False
         self.bare_pauses = 0
+        self.probe = None
 
     def __repr__(self) -> str:
         paused, refused = f"paused={self.is_paused}", f"refused={self.is_refused}"

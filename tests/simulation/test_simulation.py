@@ -46,6 +46,8 @@ def test_scenarios_do_what_they_say() -> None:
     assert seen["without_ids"].finished["unknown"] > 0
     assert seen["tiny_room"].batches["room"] > 0
     assert seen["passed_over"].order_violations > 0
+    assert seen["capacity"].requests["429"] > 5
+    assert set(seen["silent"].requests) == {"200"}
     assert _total("poison_500", "batches")["halving"] > 50
     assert _total("quota", "finished")["quota_exhausted"] > 50
     assert _total("token", "requests")["401"] > 20
@@ -53,6 +55,15 @@ def test_scenarios_do_what_they_say() -> None:
     assert _total("first_contact", "finished")["halted"] > 100
     assert _total("stopping", "batches")["halving"] > 5
     assert sum(run(load("drain"), seed).engine.tally.finished.get("abandoned", 0) for seed in range(20)) > 0
+
+
+def test_load_alone_brings_refusals_and_waiting() -> None:
+    """Load alone is the trouble of these two: one is refused above a capacity, the other waits in line."""
+    refusing, silent = (run(load(name), 1).upstream for name in ("capacity", "silent"))
+    assert set(refusing.faults) == {"over_capacity"}
+    assert 2 < refusing.load.busy_max <= 6
+    assert set(silent.faults) == set()
+    assert silent.load.busy_max > 3
 
 
 def test_every_fault_occurs_in_some_mix() -> None:

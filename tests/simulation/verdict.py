@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from dispatcher.core.invariants import check
 from dispatcher.devserver.ledger import digest_of
 from dispatcher.errors import Abandoned, DeliveryError, Halted, MessageRejected
 from dispatcher.message import Receipt
@@ -50,7 +51,7 @@ def _judge_totals(world: World) -> None:
     assert engine.room.held_bytes == 0, "bytes are not given back"
     assert engine.room.waiting == 0, "somebody waits for room for ever"
     assert world.watch.drain_at < float("inf") or not engine.out, "a request is out for ever"
-    engine.check()
+    check(engine)
 
 
 def _judge_one(world: World, one: Draft, entry: Entry, found: list[int]) -> None:
