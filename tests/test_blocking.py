@@ -293,7 +293,16 @@ def test_send_takes_back_what_has_not_left_in_time() -> None:
     assert scripted.bodies == ["gone"]
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Ctrl-C interrupts, also where the shell that began this run in the background had it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize("room", [100, 1])
+@pytest.mark.usefixtures("interruptible")
 def test_an_interrupted_send_is_taken_back(room: int) -> None:
     """Ctrl-C while it waits, for its receipt or for room: KeyboardInterrupt, and nothing leaves."""
     scripted = Scripted(holds=True, limit_max_in_flight=1, queue_max_messages=room)
