@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+from copy import copy
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self, cast
 
 from dispatcher.config import Config
 from dispatcher.core.wire import Encoder
@@ -29,7 +30,7 @@ from dispatcher.identity import id_source, unwatch, watch
 from dispatcher.message import Message, Receipt
 from dispatcher.pump import Pump
 from dispatcher.statistics import DrainReport, Statistics, snapshot
-from dispatcher.streams import Intake, send_many, stream
+from dispatcher.streams import Intake, Places, send_many, stream
 from dispatcher.transport import HTTPTransport, Transport
 
 if TYPE_CHECKING:
@@ -86,8 +87,12 @@ class Dispatcher:
         way: Transport = HTTPTransport(self.config) if transport is None else transport
         self._pump = Pump(self.config, way, name, on_failure, token_provider)
         self._engine = self._pump.engine
-        self._intake = Intake(self._make, self._admit, self._wait_for_room, self.config.batch.max_messages)
-        self._take_back = self._pump.withdraw  # bound once, not for each message
+        self._intake = Intake(
+            self._make, self._admit, self._submit, self._wait_for_room, self.config.batch.max_messages
+        )
+        self._take_back = self._pump.withdraw  # bound once, not for each message; so are the next two
+        self._deliver_within = self.config.deliver_within
+        self._max_bytes = self.config.queue.max_bytes
         self._refusal: str | None = _NOT_STARTED
         """Why messages are not admitted now."""
         self._is_started = False
@@ -275,9 +280,8 @@ class Dispatcher:
         return self._refusal or self._pump.death
 
     def _check_open(self) -> None:
-        why_not = self._why_not()
-        if why_not is not None:
-            raise DispatcherClosed(why_not)
+        if self._refusal is not None or self._pump.death is not None:
+            raise DispatcherClosed(self._why_not() or _CLOSED)
         self._pump.check_place()
 
     def _admit(self, delivery: Delivery) -> bool:
@@ -317,10 +321,53 @@ class Dispatcher:
             raise MessageInvalid(f"expected a Message, not {type(message).__name__}")
         encoded = self._encoder.encode(message)
         within = message.deliver_within
-        within = self.config.deliver_within if within is None else _checked_duration(within)
-        if len(encoded.data) > self._engine.room.max_bytes:
-            raise MessageTooLarge(len(encoded.data), self._engine.room.max_bytes, "queue.max_bytes")
+        within = self._deliver_within if within is None else _checked_duration(within)
+        if len(encoded.data) > self._max_bytes:
+            raise MessageTooLarge(len(encoded.data), self._max_bytes, "queue.max_bytes")
         return encoded, within
+
+    def _submit(self, messages: Iterable[Message], places: Places) -> Delivery | None:
+        """Check, encode and admit messages, as `_make` and `_admit` do one by one.
+
+        Ends early with the delivery there is no room for: it is in no place yet.
+        """
+        pump, room = self._pump, self._engine.room
+        admitted: list[Delivery] = []
+        try:
+            self._check_open()
+        except DispatcherClosed as error:
+            places.extend(self._refused(copy(error)) for _ in messages)
+            return None
+        if not pump.is_scheduled:
+            pump.schedule()
+        now, take_back = pump.turn_at, self._take_back
+        try:
+            for message in messages:
+                try:
+                    encoded, within = self._encode(message)
+                except AdmissionError as error:
+                    places.append(self._refused(error))
+                    continue
+                delivery = Delivery(
+                    message,
+                    encoded.data,
+                    message.queue or None,
+                    encoded.deduplication_id,
+                    encoded.idempotent,
+                    encoded.owns_id,
+                    now,
+                    now + within,
+                    encoded.single,
+                    is_claimed=True,
+                    take_back=take_back,
+                )
+                if not room.try_take(len(encoded.data)):
+                    return delivery
+                admitted.append(delivery)
+                places.append(delivery)
+        finally:  # also if the iterable breaks off
+            self._engine.offer_many(cast("list[Entry]", admitted))
+        return None
 
     def _refused(self, error: AdmissionError) -> AdmissionError:
         refused = self._engine.tally.refused

@@ -14,14 +14,15 @@ import asyncio
 import logging
 import random
 import time
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, cast
 
 import anyio
 
 from dispatcher.core.batch import Failure, Reply
 from dispatcher.core.engine import Engine
 from dispatcher.delivery import Delivery
-from dispatcher.errors import DeliveryError, DispatcherClosed
+from dispatcher.errors import DispatcherClosed
+from dispatcher.message import Receipt
 from dispatcher.renewal import Renewal, TokenProvider
 from dispatcher.statistics import DrainReport, report
 
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
     from dispatcher.config import Config
     from dispatcher.core.batch import Batch, Entry
+    from dispatcher.errors import DeliveryError
     from dispatcher.transport import Transport
 
 TOKEN_STATUSES: Final = (401, 403)
@@ -286,13 +288,15 @@ class Pump:
     def _settle(self, settled: list[Entry]) -> None:
         """Wake everyone who waits for these; report failures that nobody waits for."""
         unawaited: list[DeliveryError] = []
-        for delivery in settled:
-            assert isinstance(delivery, Delivery)
+        deliveries = cast("list[Delivery]", settled)
+        for delivery in deliveries:
             woken = delivery.waiters is not None and delivery.wake()
-            if not woken and not delivery.is_claimed and isinstance(delivery.outcome, DeliveryError):
-                unawaited.append(delivery.outcome)
-            if self._drained is not None:
-                self._drained.append(delivery)
+            outcome = delivery.outcome
+            delivery.take_back = None
+            if type(outcome) is not Receipt and not woken and not delivery.is_claimed:
+                unawaited.append(cast("DeliveryError", outcome))
+        if self._drained is not None:
+            self._drained += deliveries
         if unawaited:
             self._report_unawaited(unawaited)
 

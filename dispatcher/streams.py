@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterable, Awaitable, Callable
-from typing import TYPE_CHECKING, Final, NamedTuple, cast
+from collections.abc import AsyncIterable, Awaitable, Callable, Iterable
+from itertools import islice
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from dispatcher.delivery import Delivery
 from dispatcher.errors import AdmissionError, DispatcherError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Iterable, Iterator
+    from collections.abc import AsyncGenerator, Iterator
 
     from dispatcher.message import Message, Receipt
 
@@ -24,8 +25,7 @@ BATCHES_A_TURN: Final = 8
 """Batches submitted before the loop gets its turn: after each it costs a third, after 16 it lags."""
 
 Place = Delivery | AdmissionError
-END: Final = object()
-"""What an exhausted source gives; `None` is a message like any other wrong one."""
+Places = list[Place] | deque[Place]
 
 
 class Intake(NamedTuple):
@@ -35,6 +35,8 @@ class Intake(NamedTuple):
     """Check and encode; raises `AdmissionError`."""
     admit: Callable[[Delivery], bool]
     """Take it in; false if there is no room."""
+    submit: Callable[[Iterable[Message], Places], Delivery | None]
+    """Both, for many; ends early with the delivery there is no room for."""
     wait_for_room: Callable[[Delivery], Awaitable[None]]
     max_messages: int
     """Of a batch."""
@@ -66,9 +68,15 @@ async def _submit_all(
         async for message in messages:
             places.append(await _place(intake, message))  # noqa: PERF401 - kept even if it breaks off
         return
-    for number, message in enumerate(messages, 1):
-        places.append(await _place(intake, message))
-        if number % turn == 0:
+    source = iter(messages)
+    while True:
+        before = len(places)
+        unplaced = intake.submit(islice(source, turn), places)
+        if unplaced is not None:
+            places.append(await _when_there_is_room(intake, unplaced))
+        elif len(places) - before < turn:
+            return
+        else:
             await asyncio.sleep(0)
 
 
@@ -131,38 +139,35 @@ class _Pulled(_Source):
         self._turn = BATCHES_A_TURN * intake.max_messages
 
     async def fill(self) -> bool:
-        for _ in range(self._turn):
-            if len(self.places) >= self._window:
-                break
-            place = self._next()
-            if place is None:
-                break
-            if isinstance(place, Delivery) and not self._intake.admit(place):
-                if self.places:
-                    self._held_back = place  # no room: what is read next makes some
-                    break
-                place = await _when_there_is_room(self._intake, place)
-            self.places.append(place)
-        else:
+        if self._held_back is not None:
+            place, self._held_back = self._held_back, None
+            await self._place(place)
+        wanted = min(self._turn, self._window - len(self.places))
+        if self._messages is None or self._held_back is not None or wanted <= 0:
+            return bool(self.places)
+        before = len(self.places)
+        try:
+            unplaced = self._intake.submit(islice(self._messages, wanted), self.places)
+        except Exception as error:
+            self._messages, self.error = None, error
+            return bool(self.places)
+        taken = len(self.places) - before
+        if unplaced is not None:
+            await self._place(unplaced)
+        elif taken < wanted:
+            self._messages = None
+        elif taken == self._turn:
             await asyncio.sleep(0)
         return bool(self.places)
 
-    def _next(self) -> Place | None:
-        """The next message, checked and encoded; `None` at the end."""
-        if self._held_back is not None:
-            place, self._held_back = self._held_back, None
-            return place
-        if self._messages is None:
-            return None
-        try:
-            message = next(self._messages, END)
-        except Exception as error:
-            self._messages, self.error = None, error
-            return None
-        if message is END:
-            self._messages = None
-            return None
-        return _prepared(self._intake, cast("Message", message))
+    async def _place(self, delivery: Delivery) -> None:
+        """Admit it, at the latest when there is nothing else to read: what is read makes room."""
+        if self._intake.admit(delivery):
+            self.places.append(delivery)
+        elif self.places:
+            self._held_back = delivery
+        else:
+            self.places.append(await _when_there_is_room(self._intake, delivery))
 
 
 class _Fed(_Source):

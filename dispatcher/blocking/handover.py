@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import threading
 import time
+from copy import copy
 from threading import TIMEOUT_MAX, Lock, get_ident
 from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
 
@@ -47,7 +48,7 @@ AWAITED: Final = (
 )
 
 
-class BlockingDelivery(Delivery, eq=False):
+class BlockingDelivery(Delivery, eq=False, gc=True):
     """One admitted message; `result()` waits for its receipt, in any thread and any number of them.
 
     It costs nothing but itself until someone waits: each wait makes a lock of its own.
@@ -69,7 +70,7 @@ class BlockingDelivery(Delivery, eq=False):
         outcome = self._outcome(timeout)
         if isinstance(outcome, Receipt):
             return outcome
-        raise outcome.with_traceback(None)
+        raise copy(outcome)
 
     def exception(self, timeout: float | None = None) -> DeliveryError | None:
         """The same wait; the error of a message that failed, `None` of one that is delivered.

@@ -63,11 +63,39 @@ class Accumulator:
 
     def append(self, entry: Entry) -> None:
         """A new entry at the end of its lane."""
-        lane = self._lane_of(entry)
+        lane = self._default if entry.queue is None and entry.single is None else self._lane_of(entry)
         entry.lane = lane
-        entry.state = WAITING
         lane.waiting.append(entry)
-        self._add(lane, 1, len(entry.data))
+        if lane is not self._default or not lane.is_queued or lane.head_at < 0.0:
+            self._add(lane, 1, len(entry.data))
+            return
+        size = len(entry.data)  # the default lane is never muted: `_add` in fewer steps
+        lane.count += 1
+        lane.size_bytes += size
+        self.waiting_messages += 1
+        self.waiting_bytes += size
+        self.sendable_messages += 1
+        self.sendable_bytes += size
+
+    def extend(self, entries: Sequence[Entry]) -> None:
+        """New entries at the ends of their lanes."""
+        lane = self._default
+        size = messages = 0
+        for entry in entries:
+            if entry.queue is None and entry.single is None:
+                entry.lane = lane
+                lane.waiting.append(entry)
+                size += len(entry.data)
+                messages += 1
+            else:
+                self.append(entry)
+        if messages:
+            self._add(lane, messages, size)
+
+    def clear(self) -> None:
+        """Everything here has settled: forget it."""
+        for lane in (self._default, self._alone, *self._lanes.values()):
+            lane.waiting.clear()
 
     def restore(self, entries: Sequence[Entry]) -> None:
         """Entries that failed go back to the front of their lanes, ahead of all that is newer."""
@@ -326,6 +354,7 @@ class Accumulator:
 
     def _drop(self, lane: Lane) -> None:
         """An idle ordered lane costs nothing: it is made anew when its queue is used again."""
+        lane.waiting.clear()  # at most what has settled where it stood: it refers to the lane
         if not lane.is_stopped and lane.key is not None and self._lanes.get(lane.key) is lane:
             del self._lanes[lane.key]
 

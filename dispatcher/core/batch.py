@@ -121,8 +121,11 @@ class Lane(Struct, eq=False):
         return self.ordered and (self.unresolved > 0 or self.is_stopped)
 
 
-class Entry(Struct, eq=False):
-    """One admitted, encoded message."""
+class Entry(Struct, eq=False, gc=False):
+    """One admitted, encoded message.
+
+    Outside the garbage collector's care: once settled it is in no structure of the core.
+    """
 
     message: Message
     data: bytes

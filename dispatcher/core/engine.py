@@ -120,8 +120,26 @@ class Engine:
         if entry.deadline < self.next_expiry:
             self.next_expiry = entry.deadline
         self.lanes.append(entry)
-        if self.gate.outlasts(entry.deadline):
+        if self.gate.pause is not None and self.gate.outlasts(entry.deadline):
             self.fail_quota((entry,))
+
+    def offer_many(self, entries: list[Entry]) -> None:
+        """The same for several, handed in together."""
+        if not entries:
+            return
+        tally, epoch, earliest = self.tally, self._epoch, self.next_expiry
+        number = tally.admitted
+        for entry in entries:
+            entry.number = number
+            number += 1
+            entry.epoch = epoch
+            if entry.deadline < earliest:
+                earliest = entry.deadline
+        tally.admitted, self.next_expiry = number, earliest
+        self.unsettled[epoch] = self.unsettled.get(epoch, 0) + len(entries)
+        self.lanes.extend(entries)
+        if self.gate.pause is not None and self.gate.pause.kind == "quota":
+            self.fail_quota(entries)
 
     def complete(self, batch: Batch, answer: Reply | Failure, now: float) -> None:
         """The answer to a batch that `poll` started."""
@@ -174,6 +192,7 @@ class Engine:
         """Give up everything held, in flight or not."""
         for entry in list(self.held()):
             self.settle(entry, failures.abandoned(entry, why), "abandoned")
+        self.lanes.clear()
         self.out.clear()
         self.apart = 0
 

@@ -53,10 +53,11 @@ class Room(Generic[T]):
 
     def try_take(self, size_bytes: int) -> bool:
         """Reserve room for one message now; never past those who wait."""
-        if self._waiting or not self._fits(size_bytes):
+        messages, held_bytes = self.held_messages, self.held_bytes + size_bytes
+        if self._waiting or (messages and (messages >= self.max_messages or held_bytes > self.max_bytes)):
             return False
-        self.held_messages += 1
-        self.held_bytes += size_bytes
+        self.held_messages = messages + 1
+        self.held_bytes = held_bytes
         return True
 
     def wait(self, waiter: T, size_bytes: int) -> Ticket[T]:
