@@ -94,14 +94,15 @@ class Delivery(Entry, eq=False, gc=False):
     def wake(self) -> bool:
         """Wake everyone who waits; false if nobody did. Called by the pump once it has settled."""
         waiters, self.waiters = self.waiters, None
-        if waiters is None:
-            return False
-        woken = False
-        for waiter in waiters if isinstance(waiters, list) else (waiters,):
-            if not waiter.done():
-                waiter.set_result(None)
-                woken = True
-        return woken
+        if not isinstance(waiters, list):
+            if waiters is None or waiters.done():
+                return False
+            waiters.set_result(None)
+            return True
+        woken = [waiter for waiter in waiters if not waiter.done()]
+        for waiter in woken:
+            waiter.set_result(None)
+        return bool(woken)
 
     def __repr__(self) -> str:
         if self.outcome is None:

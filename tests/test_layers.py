@@ -23,7 +23,7 @@ LAYERS = (
     ("",),  # the public API: `dispatcher/__init__.py`
     ("families", "metrics"),
     ("devserver",),
-    ("scripted", "testing"),
+    ("bench", "scripted", "testing"),
     ("cli",),
     ("__main__",),
 )

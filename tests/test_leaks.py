@@ -1,4 +1,4 @@
-"""What has settled is freed: the garbage collector does not care for deliveries, so they may be in no cycle."""
+"""What has settled is freed: no collector looks at deliveries, so they may be in no cycle."""
 
 from __future__ import annotations
 

@@ -74,6 +74,9 @@ SAMPLES: dict[str, tuple[str, Any]] = {
     "transport.trust_env": ("Yes", True),
     "transport.ca_file": ("/etc/ca.pem", "/etc/ca.pem"),
     "queue.resume_below": ("0.5", 0.5),
+    "retry.budget": ("70", 70),
+    "limit.mode": ("fixed", "fixed"),
+    "limit.latency_trim": ("on", True),
 }
 
 

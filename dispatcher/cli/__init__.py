@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 COMMANDS: Final = {
+    "bench": "put an open-loop load on the library or any upstream, and measure it",
     "demo": "send 20,000 mixed messages through a faulty local upstream and check every one",
     "dev": "run a local upstream that behaves like the service, faults included",
     "send": "send messages from a file or a pipe, NDJSON, any size",

@@ -12,7 +12,7 @@ import pytest
 
 from dispatcher.core import replies, setback, settlement
 from dispatcher.core.accumulator import Accumulator
-from dispatcher.core.batch import CERTAINTIES, IN_FLIGHT, Batch, Entry, Trouble
+from dispatcher.core.batch import CERTAINTIES, IN_FLIGHT, WAITING, Batch, Entry, Trouble
 from dispatcher.core.engine import Engine
 from dispatcher.core.isolation import Isolation
 from dispatcher.core.replies import Accepted
@@ -93,6 +93,7 @@ def test_a_broken_order_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
         for entry in entries:
             lane = entry.lane
             assert lane is not None
+            entry.state = WAITING
             lanes.append(entry)
             if lane.ordered:
                 lanes.resolve(lane, 1)
