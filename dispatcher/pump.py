@@ -327,10 +327,13 @@ class Pump:
         self._flushes = waiting
 
     def _arm(self, wake_at: float) -> None:
-        """One timer for everything; an earlier one that is armed is left: it polls and arms anew."""
+        """One timer for everything; an earlier one that is armed is left: it polls and arms anew.
+
+        If there is nothing to wake for, there is no timer: an idle process sleeps.
+        """
         timer = self._timer
         if timer is not None:
-            if self._timer_at <= wake_at and not timer.cancelled():
+            if self._timer_at <= wake_at < float("inf") and not timer.cancelled():
                 return
             timer.cancel()
             self._timer = None

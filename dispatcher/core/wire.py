@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from dispatcher.message import Message
 
 BATCH_PATH: Final = "/v2/batch"
-CACHED_PREFIXES: Final = 4096
+CACHED_PREFIXES: Final = 16_384
 """Distinct (destination, queue) pairs remembered for one `Options`; past it the cache starts anew."""
 _ID_KEY: Final = b'"Upstash-Deduplication-Id":'
 _RAW_TARGET_SAFE: Final = "".join(chr(code) for code in range(0x21, 0x7F))
