@@ -341,10 +341,16 @@ class Dispatcher:
         if not pump.is_scheduled:
             pump.schedule()
         now, take_back = pump.turn_at, self._take_back
+        encode, usual = self._encoder.encode, self._deliver_within
         try:
             for message in messages:
                 try:
-                    encoded, within = self._encode(message)
+                    if type(message) is Message and message.deliver_within is None:
+                        encoded, within = encode(message), usual
+                    else:
+                        encoded, within = self._encode(message)
+                    if len(encoded.data) > self._max_bytes:
+                        self._encode(message)  # says that it is too large
                 except AdmissionError as error:
                     places.append(self._refused(error))
                     continue

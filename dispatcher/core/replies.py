@@ -6,16 +6,13 @@ shape, not JSON) is *unknown* for all it could have meant; an id is never guesse
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import Annotated, Any, Final
 
 import msgspec
 import orjson
 from msgspec import Meta, Struct
 
 from dispatcher.message import Endpoint
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 REASON_CHARACTERS: Final = 300
 
@@ -49,11 +46,11 @@ Outcome = Accepted | AcceptedByGroup | NotAccepted | Unclear
 _all_accepted: Final = msgspec.json.Decoder(list[Accepted])
 
 
-def read_reply(body: bytes, expected: int, *, is_group: bool) -> Sequence[Outcome] | None:
+def read_reply(body: bytes, expected: int, *, is_group: bool) -> list[Accepted] | tuple[Outcome, ...] | None:
     """One outcome for each position of a batch's 2xx reply; `None` if the reply does not match the request.
 
-    `is_group` matters to a request of one item only, whose reply may come unwrapped: does that item go to a
-    URL group?
+    A list says that every message was taken, and nothing else; a tuple holds outcomes of any kind. `is_group`
+    matters to a request of one item only, whose reply may come unwrapped: does that item go to a URL group?
     """
     if expected > 1:  # a reply to one item may be unwrapped, and is read with care
         try:
@@ -65,7 +62,7 @@ def read_reply(body: bytes, expected: int, *, is_group: bool) -> Sequence[Outcom
     return _read_carefully(body, expected, is_group=is_group)
 
 
-def _read_carefully(body: bytes, expected: int, *, is_group: bool) -> list[Outcome] | None:
+def _read_carefully(body: bytes, expected: int, *, is_group: bool) -> tuple[Outcome, ...] | None:
     try:
         value = orjson.loads(body)
     except orjson.JSONDecodeError:
@@ -74,7 +71,7 @@ def _read_carefully(body: bytes, expected: int, *, is_group: bool) -> list[Outco
         value = _wrapped(value, is_group=is_group)
     if not isinstance(value, list) or len(value) != expected:
         return None
-    return [_read_entry(entry) for entry in value]
+    return tuple(_read_entry(entry) for entry in value)
 
 
 def _wrapped(value: Any, *, is_group: bool) -> Any:

@@ -160,10 +160,10 @@ def _throttled(
 def _read(batch: Batch, reply: Reply) -> Sequence[Outcome] | None:
     if batch.single is not None:
         outcome = read_single_reply(reply.body)
-        outcomes: Sequence[Outcome] | None = None if outcome is None else [outcome]
+        outcomes: list[Accepted] | tuple[Outcome, ...] | None = None if outcome is None else (outcome,)
     else:
         outcomes = read_reply(reply.body, len(batch.entries), is_group=_is_to_group(batch.entries[0]))
-    if outcomes is None or not any(type(outcome) is AcceptedByGroup for outcome in outcomes):
+    if not isinstance(outcomes, tuple):
         return outcomes
     return [_fitting(*pair) for pair in zip(batch.entries, outcomes, strict=True)]
 
