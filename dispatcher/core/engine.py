@@ -29,6 +29,8 @@ from dispatcher.core.batch import (
 )
 from dispatcher.core.budget import Budget
 from dispatcher.core.ceiling import Ceiling
+from dispatcher.core.expiry import expire
+from dispatcher.core.flushes import Flushes
 from dispatcher.core.gate import Gate, Permit
 from dispatcher.core.limit import made
 from dispatcher.core.retry import Backoffs, Group
@@ -37,18 +39,15 @@ from dispatcher.core.setback import age
 from dispatcher.core.settlement import apply_answer, fail_parked
 from dispatcher.core.stalls import Stalls
 from dispatcher.core.tally import Tally, add
-from dispatcher.errors import DeadlineExceeded
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator
 
     from dispatcher.config import Config
     from dispatcher.core.isolation import Isolation
     from dispatcher.core.limit import Limit
     from dispatcher.errors import DeliveryError
 
-SWEEP_SECONDS_PER_ENTRY: Final = 2e-6
-"""Looking for expired entries costs about 0.1 µs each; at most a twentieth of the time goes into it."""
 TIMEOUT_MIN: Final = 0.001
 SPREAD: Final = (0.8, 1.1)
 """Shares of a limit's part of the round trip, between which the distance of two starts is drawn."""
@@ -89,15 +88,12 @@ class Engine:
         self.drain_at = float("inf")
         self.next_expiry = float("inf")
         """No held entry expires before it."""
-        self.unsettled: dict[int, int] = {}
-        """Held entries by flush epoch."""
+        self.flushes = Flushes()
         self.stalls = Stalls()
         self.repeats: deque[Batch] = deque()
         """Probes, and halves of what failed together, whose back-off is over."""
         self.acceptances = 0
         """Requests of which the service took something."""
-        self._epoch = 0
-        self._flushed = -1
         self._batches = 0
         self._started_at = float("-inf")
         """When a batch started last."""
@@ -115,8 +111,8 @@ class Engine:
         tally = self.tally
         entry.number = tally.admitted
         tally.admitted += 1
-        epoch = entry.epoch = self._epoch
-        self.unsettled[epoch] = self.unsettled.get(epoch, 0) + 1
+        entry.epoch = self.flushes.epoch
+        self.flushes.add(1)
         if entry.deadline < self.next_expiry:
             self.next_expiry = entry.deadline
         self.lanes.append(entry)
@@ -127,7 +123,7 @@ class Engine:
         """The same for several, handed in together."""
         if not entries:
             return
-        tally, epoch, earliest = self.tally, self._epoch, self.next_expiry
+        tally, epoch, earliest = self.tally, self.flushes.epoch, self.next_expiry
         number = tally.admitted
         for entry in entries:
             entry.number = number
@@ -136,7 +132,7 @@ class Engine:
             if entry.deadline < earliest:
                 earliest = entry.deadline
         tally.admitted, self.next_expiry = number, earliest
-        self.unsettled[epoch] = self.unsettled.get(epoch, 0) + len(entries)
+        self.flushes.add(len(entries))
         self.lanes.extend(entries)
         if self.gate.pause is not None and self.gate.pause.kind == "quota":
             self.fail_quota(entries)
@@ -161,13 +157,11 @@ class Engine:
 
     def flush(self) -> int:
         """Send what was offered so far without lingering; the epoch to ask `is_flushed` about."""
-        self._flushed = self._epoch
-        self._epoch += 1
-        return self._flushed
+        return self.flushes.begin()
 
     def is_flushed(self, epoch: int) -> bool:
         """Everything offered before that flush has settled."""
-        return not self.unsettled or min(self.unsettled) > epoch
+        return self.flushes.is_done(epoch)
 
     def resume(self, queue: str) -> bool:
         """Let a queue go on that stopped at a failed message; false if it is not stopped."""
@@ -201,7 +195,7 @@ class Engine:
     def poll(self, now: float) -> Step:
         """What to start, what has settled, and when to ask again at the latest."""
         if now >= self.next_expiry:
-            self._expire(now)
+            expire(self, now)
         while (group := self.backoffs.pop_due(now, is_free=self._is_idle())) is not None:
             self._return(group)
         if now >= self.drain_at:
@@ -292,7 +286,7 @@ class Engine:
             return "idle"
         oldest = lanes.oldest()
         assert oldest is not None, "something sendable has no head"
-        if oldest.epoch <= self._flushed:
+        if self.flushes.covers(oldest):
             return "flush"
         return "linger" if now >= oldest.admitted_at + batch.linger else None
 
@@ -337,33 +331,6 @@ class Engine:
         elif group.isolation is not None:
             group.isolation.on_void()
 
-    def _expire(self, now: float) -> None:
-        """Settle what is past its deadline, and learn when the next one will be.
-
-        One scalar stands for every deadline (an index over all entries would keep settled ones alive for
-        their whole deadline): it is a lower bound, and looking costs nothing until it passes.
-        """
-        earliest = float("inf")
-        held = 0
-        for entry in list(self.held()):
-            held += 1
-            if entry.deadline <= now:
-                self._settle_expired(entry, now)
-            elif entry.deadline < earliest:
-                earliest = entry.deadline
-        for batch in self.out.values():
-            batch.has_expired = batch.has_expired or any(e.state == SETTLED for e in batch.entries)
-        self.next_expiry = max(earliest, now + held * SWEEP_SECONDS_PER_ENTRY)
-
-    def _settle_expired(self, entry: Entry, now: float) -> None:
-        refusal = self.gate.refusal
-        if refusal is not None:
-            self.settle(entry, failures.halted(entry, refusal, now), "halted")
-            return
-        outcome = failures.expired(entry, now)
-        is_late = isinstance(outcome, DeadlineExceeded)
-        self.settle(entry, outcome, "deadline_exceeded" if is_late else "unknown")
-
     def wake_at(self, now: float) -> float:
         """When to poll again at the latest if nothing happens; `inf` if only an input changes anything."""
         if self.tally.admitted == self.settled_total:
@@ -399,7 +366,7 @@ class Engine:
         entry.outcome = outcome
         entry.state = SETTLED
         self.room.release(1, len(entry.data))
-        self.release_epochs((entry,))
+        self.flushes.release((entry,))
         add(self.tally.finished, word)
         self.settled_total += 1
         self.settled.append(entry)
@@ -414,20 +381,6 @@ class Engine:
         for entry in list(entries):
             if self.gate.outlasts(entry.deadline):
                 self.settle(entry, failures.quota_exhausted(entry, pause), "quota_exhausted")
-
-    def release_epochs(self, entries: Sequence[Entry]) -> None:
-        """These have settled: the flushes that cover them wait for fewer."""
-        unsettled = self.unsettled
-        if len(unsettled) == 1:
-            epoch = entries[0].epoch
-            unsettled[epoch] -= len(entries)
-            if not unsettled[epoch]:
-                del unsettled[epoch]
-            return
-        for entry in entries:
-            unsettled[entry.epoch] -= 1
-            if not unsettled[entry.epoch]:
-                del unsettled[entry.epoch]
 
     # ----------------------------------------------------------------------------------------- looking
 

@@ -23,7 +23,7 @@ def check(engine: Engine) -> None:
     sendable = [lane for lane in engine.lanes.lanes if not lane.is_muted]
     assert engine.lanes.sendable_messages == sum(lane.count for lane in sendable), "sendable is miscounted"
     assert engine.lanes.sendable_bytes == sum(lane.size_bytes for lane in sendable), "bytes are miscounted"
-    assert sum(engine.unsettled.values()) == held, "epochs are miscounted"
+    assert engine.flushes.unsettled == held, "epochs are miscounted"
     for lane in engine.lanes.lanes:
         out = [batch for batch in engine.out.values() if any(e.lane is lane for e in batch.entries)]
         assert not lane.ordered or len(out) <= 1, "an ordered lane has two batches in flight"

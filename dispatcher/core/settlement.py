@@ -239,7 +239,7 @@ def _settle_delivered(engine: Engine, batch: Batch, entries: list[Entry], now: f
     size = batch.size_bytes if whole else sum(len(entry.data) for entry in entries)
     engine.counts[IN_FLIGHT] -= len(entries)
     engine.room.release(len(entries), size)
-    engine.release_epochs(entries)
+    engine.flushes.release(entries)
     engine.settled_total += len(entries)
     engine.settled += entries
     engine.tally.delivered(entries, batch.started_at, now)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dispatcher.core import apart, retry, setback, settlement
+from dispatcher.core import apart, expiry, retry, setback, settlement
 from dispatcher.core.accumulator import Accumulator
 from dispatcher.core.engine import Engine
 from dispatcher.core.gate import Gate
@@ -84,7 +84,7 @@ MUTANTS = (
         "lossy machine",
         Engine,
         "is_flushed",
-        "return not self.unsettled or min(self.unsettled) > epoch",
+        "return self.flushes.is_done(epoch)",
         "return all(entry.epoch > epoch or entry.trouble is not None for entry in self.held())",
     ),
     one(
@@ -107,10 +107,10 @@ MUTANTS = (
     one(
         "deadline ignored in back-off",
         "deadlines machine",
-        Engine,
-        "_expire",
-        "for entry in list(self.held()):",
-        "for entry in [each for each in self.held() if each.state != BACKING_OFF]:",
+        expiry,
+        "expire",
+        "for entry in list(engine.held()):",
+        "for entry in [each for each in engine.held() if each.state != 2]:",
     ),
     one(
         "deduplication id redrawn on retry",
