@@ -6,11 +6,12 @@ commands; knows nothing of what is measured.
 
 from __future__ import annotations
 
-import math
 from html import escape
 from typing import TYPE_CHECKING, Final
 
 from msgspec import Struct
+
+from dispatcher.bench.chart import number_text, round_values
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,7 +23,6 @@ GAP: Final = 40
 COLOURS: Final = ("#1b5e9e", "#2a9d8f", "#d1602a", "#8a4fa3", "#6b7280")
 INK, FAINT, SHADE = "#1f2933", "#dfe3e8", "#f6dcd3"
 FONT: Final = "font-family='DejaVu Sans, Verdana, sans-serif'"
-TICKS: Final = 5
 TIME_TICKS: Final = 10
 CHARACTER: Final = 6.7
 """Width of a legend's character, about."""
@@ -92,23 +92,6 @@ def bars(title: str, subtitle: str, rows: Sequence[Bar], unit: str) -> str:
     return _document(TOP + 14 + len(rows) * step + 16, inner)
 
 
-def ticks(most: float, number: int = TICKS) -> list[float]:
-    """Round values from 0 to at least `most`, about that number of them."""
-    if most <= 0.0:
-        return [0.0, 1.0]
-    raw = most / number
-    unit = 10.0 ** math.floor(math.log10(raw))
-    step = next(unit * factor for factor in (1, 2, 2.5, 5, 10) if unit * factor >= raw * (1 - 1e-9))
-    return [step * place for place in range(math.ceil(most / step - 1e-9) + 1)]
-
-
-def number_text(value: float) -> str:
-    """A value as an axis shows it."""
-    if value and (abs(value) < 0.001 or abs(value) >= 1e7):
-        return f"{value:.3g}"
-    return f"{value:,.3f}".rstrip("0").rstrip(".")
-
-
 # ---------------------------------------------------------------------------------------------- pieces
 
 
@@ -135,7 +118,7 @@ def _across(at: float, seconds: float) -> float:
 
 def _panel(panel: Panel, top: float, seconds: float, spans: Sequence[Span], *, is_first: bool) -> str:
     values = [value for line in panel.lines for _, value in line.points if value is not None]
-    marks = ticks(max(values, default=1.0))
+    marks = round_values(max(values, default=1.0))
     parts = [_spans(spans, top, seconds, is_labelled=is_first)]
     for mark in marks:
         y = top + PANEL * (1 - mark / marks[-1])
@@ -193,7 +176,7 @@ def _legend(lines: Sequence[Line], y: float) -> str:
 
 def _time_axis(y: float, seconds: float) -> str:
     parts = [f"<path d='M{LEFT} {y:.1f}H{WIDTH - RIGHT}' stroke='{INK}'/>"]
-    marks = [mark for mark in ticks(seconds, TIME_TICKS) if mark <= seconds + 1e-9]
+    marks = [mark for mark in round_values(seconds, TIME_TICKS) if mark <= seconds + 1e-9]
     for mark in marks:
         x = _across(mark, seconds)
         parts.append(f"<path d='M{x:.1f} {y:.1f}v5' stroke='{INK}'/>")

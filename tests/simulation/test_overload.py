@@ -15,7 +15,7 @@ import pytest
 from msgspec import structs
 
 from benchmarks.overload import chart
-from benchmarks.plot import number_text, ticks
+from dispatcher.bench.chart import number_text, round_values
 from tests.simulation.fleet import Fleet, play
 from tests.simulation.fleet_result import Result, jain, quantile
 from tests.simulation.fleet_scenario import Burst, Outage, Saturating, Scenario, Steady, Upstream, load, names
@@ -191,10 +191,10 @@ def test_a_chart_shows_its_run() -> None:
 
 def test_axes_have_round_marks() -> None:
     """From 0 to at least the greatest value, in steps of 1, 2, 2.5 or 5."""
-    assert ticks(22) == [0, 5, 10, 15, 20, 25]
-    assert ticks(20_000) == [0, 5_000, 10_000, 15_000, 20_000]
-    assert ticks(0.11)[-1] == pytest.approx(0.125)
-    assert ticks(0.0) == [0.0, 1.0]
+    assert round_values(22) == [0, 5, 10, 15, 20, 25]
+    assert round_values(20_000) == [0, 5_000, 10_000, 15_000, 20_000]
+    assert round_values(0.11)[-1] == pytest.approx(0.125)
+    assert round_values(0.0) == [0.0, 1.0]
     assert [number_text(value) for value in (0.0, 0.025, 1.5, 10_000.0)] == ["0", "0.025", "1.5", "10,000"]
 
 
