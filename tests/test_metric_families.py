@@ -15,7 +15,7 @@ from prometheus_client.openmetrics.exposition import generate_latest as openmetr
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 
 from dispatcher import Dispatcher, Message, __version__
-from dispatcher.core import batch, engine, retry, setback, settlement, tally
+from dispatcher.core import batch, engine, expiry, retry, setback, settlement, tally
 from dispatcher.dispatcher import REFUSAL_WORDS
 from dispatcher.families import FAMILIES, INFO_NAME
 from dispatcher.metrics import metrics_table, register
@@ -143,6 +143,7 @@ def test_outcomes_are_the_words_the_core_settles_with() -> None:
     used = {"delivered"}
     used |= words_in(settlement, "settle_failed", -1) | words_in(settlement, "settle", -1)
     used |= words_in(setback, "settle_failed", -1) | words_in(engine, "settle", -1)
+    used |= words_in(expiry, "settle", -1)
     assert used == set(tally.OUTCOMES)
 
 
