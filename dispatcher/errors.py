@@ -94,7 +94,7 @@ class QueueFull(AdmissionError):  # noqa: N818 - the name users know from `queue
         self.capacity_bytes = capacity_bytes
         super().__init__(
             f"{held} of {capacity} messages and {held_bytes} of {capacity_bytes} bytes are held; "
-            "`await put(…)` waits for room"
+            "`put` waits for room"
         )
 
 
