@@ -34,7 +34,7 @@ class Delivery(Entry, eq=False, gc=False):
     """
 
     waiters: Any = None
-    """One future or a list of them; locks where threads wait (`handover`)."""
+    """One future or a list of them; locks where threads wait (`blocking.handover`)."""
     is_claimed: bool = False
     """Someone will look at the outcome: a failure is not reported as unawaited."""
     is_withdrawn: bool = False

@@ -295,9 +295,13 @@ class Dispatcher:
         """Check and encode one message: a delivery that is not admitted yet."""
         try:
             self._check_open()
-            encoded, within = self._encode(message)
+            return self._prepare(message)
         except AdmissionError as error:
             raise self._refused(error) from None
+
+    def _prepare(self, message: Message) -> Delivery:
+        """The same, of a dispatcher that is open and in the right place."""
+        encoded, within = self._encode(message)
         pump = self._pump
         if not pump.is_scheduled:
             pump.schedule()
@@ -331,43 +335,22 @@ class Dispatcher:
 
         Ends early with the delivery there is no room for: it is in no place yet.
         """
-        pump, room = self._pump, self._engine.room
-        admitted: list[Delivery] = []
         try:
             self._check_open()
         except DispatcherClosed as error:
             places.extend(self._refused(copy(error)) for _ in messages)
             return None
-        if not pump.is_scheduled:
-            pump.schedule()
-        now, take_back = pump.turn_at, self._take_back
-        encode, usual = self._encoder.encode, self._deliver_within
+        prepare, room = self._prepare, self._engine.room
+        admitted: list[Delivery] = []
         try:
             for message in messages:
                 try:
-                    if type(message) is Message and message.deliver_within is None:
-                        encoded, within = encode(message), usual
-                    else:
-                        encoded, within = self._encode(message)
-                    if len(encoded.data) > self._max_bytes:
-                        self._encode(message)  # says that it is too large
+                    delivery = prepare(message)
                 except AdmissionError as error:
                     places.append(self._refused(error))
                     continue
-                delivery = Delivery(
-                    message,
-                    encoded.data,
-                    message.queue or None,
-                    encoded.deduplication_id,
-                    encoded.idempotent,
-                    encoded.owns_id,
-                    now,
-                    now + within,
-                    encoded.single,
-                    is_claimed=True,
-                    take_back=take_back,
-                )
-                if not room.try_take(len(encoded.data)):
+                delivery.is_claimed = True
+                if not room.try_take(len(delivery.data)):
                     return delivery
                 admitted.append(delivery)
                 places.append(delivery)

@@ -3,7 +3,7 @@
 A `Handover` takes the place of the engine's `Room`, with a lock around it, and keeps in one list what threads
 have submitted and the loop has not yet taken. A `BlockingDelivery` is a `Delivery` that threads wait for.
 Nothing here runs in the loop but what the loop calls; nothing holds the lock while it waits or calls out.
-Used by `worker` (the loop's side) and `blocking` (the threads' side).
+Used by `worker` and `served` (the loop's side) and `front` (the threads' side).
 
 Invariants:
     1. What has room is either in `submitted` or was taken by the loop; it is taken in the order in which room

@@ -66,16 +66,7 @@ class Accumulator:
         lane = self._default if entry.queue is None and entry.single is None else self._lane_of(entry)
         entry.lane = lane
         lane.waiting.append(entry)
-        if lane is not self._default or not lane.is_queued or lane.head_at < 0.0:
-            self._add(lane, 1, len(entry.data))
-            return
-        size = len(entry.data)  # the default lane is never muted: `_add` in fewer steps
-        lane.count += 1
-        lane.size_bytes += size
-        self.waiting_messages += 1
-        self.waiting_bytes += size
-        self.sendable_messages += 1
-        self.sendable_bytes += size
+        self._add(lane, 1, len(entry.data))
 
     def extend(self, entries: Sequence[Entry]) -> None:
         """New entries at the ends of their lanes."""
@@ -327,9 +318,11 @@ class Accumulator:
         lane.size_bytes += size
         self.waiting_messages += messages
         self.waiting_bytes += size
-        if not lane.is_muted:
-            self.sendable_messages += messages
-            self.sendable_bytes += size
+        if lane.ordered and lane.is_muted:  # only an ordered one can be: that saves the call
+            return
+        self.sendable_messages += messages
+        self.sendable_bytes += size
+        if not lane.is_queued or lane.head_at < 0.0:
             self._enqueue(lane, first=False)
 
     def _remove(self, lane: Lane, messages: int, size: int) -> None:

@@ -194,6 +194,11 @@ class Group(Struct, eq=False):
     """Tokens of the retry budget."""
 
     @property
+    def is_live(self) -> bool:
+        """Something in it has not settled meanwhile."""
+        return any(entry.state != SETTLED for entry in self.entries)
+
+    @property
     def live(self) -> list[Entry]:
         """Those that have not settled meanwhile."""
         return [entry for entry in self.entries if entry.state != SETTLED]
@@ -233,8 +238,7 @@ class Backoffs:
         if not self._heap or self._heap[0][0] > now:
             return None
         group = self._heap[0][2]
-        is_free = is_free or now >= self._latest or not group.live
-        if is_free:
+        if is_free or now >= self._latest or not group.is_live:
             group.cost = 0
         elif not self._budget.try_pay(group.cost, now):
             return None

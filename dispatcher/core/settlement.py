@@ -82,7 +82,6 @@ def _adapt(
 ) -> None:
     """The limit learns from answers at an open gate and from its opening; to close it is no cut besides."""
     after = engine.gate.pause
-    has_closed = before is None and after is not None
     is_cut = engine.limit.observe(
         ruling.signal if after is None else "neutral",
         started_at=batch.started_at,
@@ -92,9 +91,9 @@ def _adapt(
     )
     if is_cut:
         add(engine.tally.cuts, ruling.cause)
-    if has_closed and after is not None and after.kind == "outage":
+    if before is None and after is not None and after.kind == "outage":
         add(engine.tally.pauses, after.kind)
-    if before is not None and after is None:
+    elif before is not None and after is None:
         engine.limit.on_reopened(was_refused=before.kind == "throttle")
         if before.kind == "outage":
             engine.backoffs.wake(now, engine.rng, WAKE_SECONDS)
