@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from msgspec import Struct
 
-from dispatcher.bench.chart import number_text, round_values
+from dispatcher.bench.chart import STRAIGHT, number_text, round_values, trace
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -142,22 +142,13 @@ def _spans(spans: Sequence[Span], top: float, seconds: float, *, is_labelled: bo
 
 
 def _path(line: Line, top: float, seconds: float, most: float) -> str:
-    steps: list[str] = []
-    is_open = False
-    for at, value in line.points:
-        if value is None:
-            is_open = False
-            continue
-        x, y = _across(at, seconds), top + PANEL * (1 - value / most)
-        if not is_open:
-            steps.append(f"M{x:.1f} {y:.1f}")
-        elif line.steps:
-            steps.append(f"H{x:.1f}V{y:.1f}")
-        else:
-            steps.append(f"L{x:.1f} {y:.1f}")
-        is_open = True
+    places = (
+        (_across(at, seconds), None if value is None else top + PANEL * (1 - value / most))
+        for at, value in line.points
+    )
+    path = trace(places, "H{x:.1f}V{y:.1f}" if line.steps else STRAIGHT)
     dash = " stroke-dasharray='5 3'" if line.dashed else ""
-    return f"<path d='{''.join(steps)}' fill='none' stroke='{line.colour}' stroke-width='1.6'{dash}/>"
+    return f"<path d='{path}' fill='none' stroke='{line.colour}' stroke-width='1.6'{dash}/>"
 
 
 def _legend(lines: Sequence[Line], y: float) -> str:

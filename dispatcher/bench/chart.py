@@ -25,6 +25,7 @@ NINES: Final = (0.0, 0.5, 0.9, 0.99, 0.999, 0.9999, 0.99999, 0.999999)
 TONES: Final = 6
 DECADES_MAX: Final = 5
 FINE_DECADES: Final = 3.0
+STRAIGHT: Final = "L{x:.1f} {y:.1f}"
 
 
 class Line(Struct, frozen=True):
@@ -167,20 +168,18 @@ def _line(line: Line, across: Scale, up: Scale) -> str:
 
 
 def _path(line: Line, across: Scale, up: Scale) -> str:
+    places = ((_x(across, at), None if value is None else _y(up, value)) for at, value in line.points)
+    return trace(places, "V{y:.1f}H{x:.1f}" if line.is_stepped else STRAIGHT)
+
+
+def trace(points: Iterable[tuple[float, float | None]], stroke: str) -> str:
+    """An SVG path through points; a `y` of `None` is a gap, `stroke` how it goes on from one to the next."""
     steps: list[str] = []
     is_open = False
-    for at, value in line.points:
-        if value is None:
-            is_open = False
-            continue
-        x, y = _x(across, at), _y(up, value)
-        if not is_open:
-            steps.append(f"M{x:.1f} {y:.1f}")
-        elif line.is_stepped:
-            steps.append(f"V{y:.1f}H{x:.1f}")
-        else:
-            steps.append(f"L{x:.1f} {y:.1f}")
-        is_open = True
+    for x, y in points:
+        if y is not None:
+            steps.append((stroke if is_open else "M{x:.1f} {y:.1f}").format(x=x, y=y))
+        is_open = y is not None
     return "".join(steps)
 
 
