@@ -361,7 +361,8 @@ class Pump:
             if self._renewal is not None and gate.refusal.status in TOKEN_STATUSES:
                 self._renewal.begin()
         elif gate.is_outage:
-            logger.warning("dispatcher %s: nobody is there; trying with single requests", self._name)
+            if self._is_connected:  # else it was told that no connection is made
+                logger.warning("dispatcher %s: nobody is there; trying with single requests", self._name)
         elif gate.pause is not None:
             wait = gate.closed_until - self.now()
             logger.warning("dispatcher %s: the service asks to wait %.1f s (%s)", self._name, wait, state)

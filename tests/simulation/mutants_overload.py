@@ -132,8 +132,8 @@ OVERLOAD_MUTANTS = (
         "black_hole_drain machine",
         Backoffs,
         "pop_due",
-        "is_free or now >= self._latest or not group.live",
-        "is_free or not group.live",
+        "is_free or now >= self._latest or not group.is_live",
+        "is_free or not group.is_live",
     ),
     # What hangs.
     one(
