@@ -5,8 +5,9 @@ there is no callback for a message. Waiting for it is a matter of the waiter: ca
 else.
 
 It is outside the garbage collector's care, which would walk over all that is held again and again (0.7 µs a
-message), and so must be in no reference cycle once it has settled: it forgets its dispatcher then, and raises
-copies of its error, since a raised one refers to every frame it passed, and these to the delivery.
+message), and so must be in no reference cycle once it has settled: its `Home` forgets the dispatcher as that
+closes, and it raises copies of its error, since a raised one refers to every frame it passed, and these to
+the delivery.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import asyncio
 from copy import copy
 from typing import TYPE_CHECKING, Any
 
-from dispatcher.core.batch import Entry
+from dispatcher.core.batch import Entry, Run
 from dispatcher.message import Receipt
 
 if TYPE_CHECKING:
@@ -24,6 +25,19 @@ if TYPE_CHECKING:
     from dispatcher.errors import DeliveryError
 
 Waiter = asyncio.Future[None]
+
+
+class Home:
+    """What the deliveries of one dispatcher have in common."""
+
+    __slots__ = ("loop", "take_back")
+
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop | None, take_back: Callable[[Entry], bool] | None
+    ) -> None:
+        self.loop = loop
+        self.take_back = take_back
+        """Withdraws a message that has not left; `None` once the dispatcher has ended."""
 
 
 class Delivery(Entry, eq=False, gc=False):
@@ -35,10 +49,7 @@ class Delivery(Entry, eq=False, gc=False):
 
     waiters: Any = None
     """One future or a list of them; locks where threads wait (`blocking.handover`)."""
-    is_claimed: bool = False
-    """Someone will look at the outcome: a failure is not reported as unawaited."""
     is_withdrawn: bool = False
-    take_back: Callable[[Entry], bool] | None = None
 
     def __await__(self) -> Generator[Any, None, Receipt]:
         if self.outcome is None:
@@ -75,11 +86,16 @@ class Delivery(Entry, eq=False, gc=False):
 
     def withdraw(self) -> bool:
         """Take the message back; false if it is too late because it may have left."""
-        return self.take_back is not None and self.take_back(self)
+        home = self.home
+        assert isinstance(home, Home)
+        return self.outcome is None and home.take_back is not None and home.take_back(self)
 
     def wait(self) -> Waiter:
-        """A future of the running loop that is done once this has settled."""
-        waiter: Waiter = asyncio.get_running_loop().create_future()
+        """A future of the dispatcher's loop that is done once this has settled."""
+        home = self.home
+        assert type(home) is Home
+        assert home.loop is not None
+        waiter: Waiter = home.loop.create_future()
         waiters: Waiter | list[Waiter] | None = self.waiters
         if self.outcome is not None:
             waiter.set_result(None)
@@ -110,3 +126,53 @@ class Delivery(Entry, eq=False, gc=False):
         else:
             state = "delivered" if isinstance(self.outcome, Receipt) else type(self.outcome).__name__
         return f"<Delivery {state} of {self.message!r}>"
+
+
+class DeliveryRun(Run, eq=False):
+    """Messages of one `send_many` or `stream` that are not looked at one by one, unless something happens."""
+
+    waiter: Waiter | None = None
+
+    def entry(self, index: int) -> Delivery:
+        """One of its messages as a delivery."""
+        return Delivery(
+            self.messages[index],
+            self.items[index],
+            None,
+            self.deduplication_ids[index],
+            True,
+            True,
+            self.admitted_at,
+            self.deadline,
+            None,
+            self.home,
+            self.is_claimed,
+        )
+
+    def open(self) -> list[Entry]:
+        """Its messages as deliveries; who waits for the run waits for the first of them then."""
+        entries = Run.open(self)
+        if self.waiter is not None:
+            first = entries[0]
+            assert isinstance(first, Delivery)
+            first.waiters, self.waiter = self.waiter, None
+        return entries
+
+    def disclaim(self) -> None:
+        """Nobody will look at the outcomes."""
+        self.is_claimed = False
+        for entry in self.entries or ():
+            entry.is_claimed = False
+
+    def wait(self) -> Waiter:
+        """A future that is done once it has settled as a whole, or its first message has."""
+        home = self.home
+        assert type(home) is Home
+        assert home.loop is not None
+        self.waiter = waiter = home.loop.create_future()
+        return waiter
+
+    def wake(self) -> None:
+        """Wake who waits. Called by the pump once it has settled as a whole."""
+        if self.waiter is not None and not self.waiter.done():
+            self.waiter.set_result(None)

@@ -11,11 +11,14 @@ import asyncio
 import inspect
 from copy import copy
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Final, Self, cast
+from itertools import chain
+from typing import TYPE_CHECKING, Any, Final, Self, TypeVar, cast
+
+from msgspec import UNSET, UnsetType
 
 from dispatcher.config import Config
 from dispatcher.core.wire import Encoder
-from dispatcher.delivery import Delivery
+from dispatcher.delivery import Delivery, DeliveryRun, Home
 from dispatcher.errors import (
     AdmissionError,
     ConfigError,
@@ -34,7 +37,7 @@ from dispatcher.streams import Intake, Places, send_many, stream
 from dispatcher.transport import HTTPTransport, Transport
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable
+    from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator
     from types import TracebackType
 
     from dispatcher.core.batch import Entry
@@ -42,6 +45,8 @@ if TYPE_CHECKING:
     from dispatcher.core.room import Ticket
     from dispatcher.core.wire import Encoded
     from dispatcher.renewal import TokenProvider
+
+D = TypeVar("D", bound=Delivery)
 
 REFUSAL_WORDS: Final[dict[type[AdmissionError], str]] = {
     QueueFull: "full",
@@ -90,8 +95,7 @@ class Dispatcher:
         self._intake = Intake(
             self._make, self._admit, self._submit, self._wait_for_room, self.config.batch.max_messages
         )
-        self._take_back = self._pump.withdraw  # bound once, not for each message; so are the next two
-        self._deliver_within = self.config.deliver_within
+        self._deliver_within = self.config.deliver_within  # looked up once, not for each message
         self._max_bytes = self.config.queue.max_bytes
         self._refusal: str | None = _NOT_STARTED
         """Why messages are not admitted now."""
@@ -175,8 +179,7 @@ class Dispatcher:
             AdmissionError: It was never taken.
             DeliveryError: It was taken and not confirmed; `certainty` says what is known.
         """
-        delivery = self._make(message)
-        delivery.is_claimed = True
+        delivery = self._make(message, is_claimed=True)
         if not self._admit(delivery):
             await self._wait_for_room(delivery)
         if delivery.outcome is None:
@@ -248,6 +251,7 @@ class Dispatcher:
         Returns false if it is not stopped.
         """
         self._check_open()
+        self._pump.take_in()
         resumed = self._engine.resume(queue)
         if resumed:
             self._pump.schedule()
@@ -255,6 +259,8 @@ class Dispatcher:
 
     def statistics(self) -> Statistics:
         """A frozen snapshot."""
+        if self._is_started and self._pump.is_here():
+            self._pump.take_in()
         return snapshot(self._engine, self._state, self._pump.now() if self._is_started else 0.0)
 
     @property
@@ -288,25 +294,32 @@ class Dispatcher:
         """Take it in; false if there is no room."""
         if not self._engine.room.try_take(len(delivery.data)):
             return False
-        self._engine.offer(delivery)
+        self._pump.admitted.append(delivery)
         return True
 
-    def _make(self, message: Message) -> Delivery:
+    def _make(self, message: Message, *, is_claimed: bool = False) -> Delivery:
         """Check and encode one message: a delivery that is not admitted yet."""
+        pump = self._pump
         try:
-            self._check_open()
-            return self._prepare(message)
+            if self._refusal is not None or not pump.is_here():
+                self._check_open()
+            if not pump.is_scheduled:
+                pump.schedule()
+            return self._prepare(message, Delivery, pump.home, pump.turn_at, is_claimed)
         except AdmissionError as error:
             raise self._refused(error) from None
 
-    def _prepare(self, message: Message) -> Delivery:
-        """The same, of a dispatcher that is open and in the right place."""
+    def _prepare(self, message: Message, kind: type[D], home: Home, now: float, is_claimed: bool) -> D:
+        """The same, of a dispatcher that is open. Any thread may ask."""
+        if type(message) is Message and message.deliver_within is None:
+            plain = self._encoder.encode_plain(message)
+            if plain is not None and len(plain[0]) <= self._max_bytes:
+                data, identity = plain
+                until = now + self._deliver_within
+                queue = message.queue or None
+                return kind(message, data, queue, identity, True, True, now, until, None, home, is_claimed)
         encoded, within = self._encode(message)
-        pump = self._pump
-        if not pump.is_scheduled:
-            pump.schedule()
-        now = pump.turn_at
-        return Delivery(
+        return kind(
             message,
             encoded.data,
             message.queue or None,
@@ -316,11 +329,12 @@ class Dispatcher:
             now,
             now + within,
             encoded.single,
-            take_back=self._take_back,
+            home,
+            is_claimed,
         )
 
     def _encode(self, message: Message) -> tuple[Encoded, float]:
-        """Check one message; how it will travel, and the seconds it has for it. Any thread may ask."""
+        """Check one message; how it will travel, and the seconds it has for it."""
         if not isinstance(message, Message):
             raise MessageInvalid(f"expected a Message, not {type(message).__name__}")
         encoded = self._encoder.encode(message)
@@ -330,7 +344,7 @@ class Dispatcher:
             raise MessageTooLarge(len(encoded.data), self._max_bytes, "queue.max_bytes")
         return encoded, within
 
-    def _submit(self, messages: Iterable[Message], places: Places) -> Delivery | None:
+    def _submit(self, messages: Iterator[Message], places: Places) -> Delivery | None:
         """Check, encode and admit messages, as `_make` and `_admit` do one by one.
 
         Ends early with the delivery there is no room for: it is in no place yet.
@@ -338,24 +352,57 @@ class Dispatcher:
         try:
             self._check_open()
         except DispatcherClosed as error:
-            places.extend(self._refused(copy(error)) for _ in messages)
+            for _ in messages:
+                places.append(self._refused(copy(error)))
             return None
-        prepare, room = self._prepare, self._engine.room
-        admitted: list[Delivery] = []
+        self._pump.schedule()
+        odd: Message | UnsetType = UNSET
+        while True:
+            run, odd, is_over = self._next_run(messages if odd is UNSET else chain((odd,), messages), places)
+            if is_over:
+                return None
+            if odd is UNSET or len(run):
+                continue  # what had no place in that run may have one in the next
+            unplaced = self._submit_one(odd, places)
+            if unplaced is not None:
+                return unplaced
+            odd = UNSET
+
+    def _next_run(
+        self, messages: Iterator[Message], places: Places
+    ) -> tuple[DeliveryRun, Message | UnsetType, bool]:
+        """Admit a batch's worth of plain messages; also the one that ended it, or that there are no more."""
+        pump, room, lanes = self._pump, self._engine.room, self._engine.lanes
+        now = pump.turn_at
+        run = DeliveryRun([], [], [], now, now + self._deliver_within, pump.home, True)
+        most, most_bytes = room.reserve(lanes.max_messages, lanes.max_bytes - lanes.max_messages - 1)
+        odd: Message | UnsetType = UNSET
         try:
-            for message in messages:
-                try:
-                    delivery = prepare(message)
-                except AdmissionError as error:
-                    places.append(self._refused(error))
-                    continue
-                delivery.is_claimed = True
-                if not room.try_take(len(delivery.data)):
-                    return delivery
-                admitted.append(delivery)
-                places.append(delivery)
+            encode_run = self._encoder.encode_run
+            odd = encode_run(messages, run, most, most_bytes) if most else next(messages, UNSET)
         finally:  # also if the iterable breaks off
-            self._engine.offer_many(cast("list[Entry]", admitted))
+            room.release(most - len(run), most_bytes - run.size_bytes)
+            if 2 * len(run) >= lanes.max_messages or 2 * run.size_bytes >= lanes.max_bytes:
+                pump.take_in()
+                self._engine.offer_run(run)
+                places.append_run(run)
+            else:  # it should have company, for which it must be open
+                deliveries = cast("list[Delivery]", run.open())
+                pump.admitted += deliveries
+                places.extend(deliveries)
+        return run, odd, odd is UNSET and len(run) < max(1, most)
+
+    def _submit_one(self, message: Message, places: Places) -> Delivery | None:
+        """The same for one message of any kind."""
+        pump = self._pump
+        try:
+            delivery = self._prepare(message, Delivery, pump.home, pump.turn_at, True)
+        except AdmissionError as error:
+            places.append(self._refused(error))
+            return None
+        if not self._admit(delivery):
+            return delivery
+        places.append(delivery)
         return None
 
     def _refused(self, error: AdmissionError) -> AdmissionError:

@@ -83,7 +83,17 @@ class Endpoint(Struct, gc=False, frozen=True):
     """The service's words if this endpoint did not get the message (`message_id` is then `None`)."""
 
 
-class Receipt(Struct, gc=False):
+_JSON_NAMES: Final = {
+    "message_id": "messageId",
+    **{
+        name: f"dispatcher.{name}"
+        for name in ("deduplication_id", "attempts", "duplicate_possible", "endpoints")
+    },
+}
+"""Replies are decoded straight into receipts: what is ours has names there that no service uses."""
+
+
+class Receipt(Struct, gc=False, rename=_JSON_NAMES):
     """The service has accepted the message."""
 
     message_id: str | None

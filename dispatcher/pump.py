@@ -14,13 +14,16 @@ import asyncio
 import logging
 import random
 import time
+from contextlib import suppress
+from threading import get_ident
 from typing import TYPE_CHECKING, Final, cast
 
 import anyio
 
-from dispatcher.core.batch import Failure, Reply
+from dispatcher.core import failures
+from dispatcher.core.batch import SETTLED, Failure, Reply
 from dispatcher.core.engine import Engine
-from dispatcher.delivery import Delivery
+from dispatcher.delivery import Delivery, Home
 from dispatcher.errors import DispatcherClosed
 from dispatcher.message import Receipt
 from dispatcher.renewal import Renewal, TokenProvider
@@ -31,6 +34,7 @@ if TYPE_CHECKING:
 
     from dispatcher.config import Config
     from dispatcher.core.batch import Batch, Entry
+    from dispatcher.delivery import DeliveryRun
     from dispatcher.errors import DeliveryError
     from dispatcher.transport import Transport
 
@@ -69,6 +73,9 @@ class Pump:
         self.is_scheduled = False
         self.turn_at = 0.0
         """The instant of this loop turn: what is submitted together is admitted together."""
+        self.admitted: list[Entry] = []
+        """What has room and was not told to the core yet: that is done once a turn."""
+        self.home = Home(None, None)
         self.death: str | None = None
         """Why it ended before it was closed."""
         self.report: DrainReport | None = None
@@ -87,6 +94,8 @@ class Pump:
         """When it fires; uvloop's handle for an instant that has passed does not say."""
         self._flushes: list[tuple[int, asyncio.Future[None]]] = []
         self._drained: list[Delivery] | None = None
+        self._drained_messages = 0
+        """Those of runs, delivered as a whole since the drain began."""
         self._supervisor: asyncio.Task[None] | None = None
         self._deliveries: set[asyncio.Task[None]] = set()
         """One for each batch in flight; the supervisor ends what is left of them."""
@@ -97,6 +106,8 @@ class Pump:
     async def start(self) -> None:
         """Open the transport, and start the supervisor in the running loop."""
         self._loop = asyncio.get_running_loop()
+        self._thread = get_ident()
+        self.home = Home(self._loop, self.withdraw)
         self._clock_offset = time.time() - self._loop.time()
         self._closing = anyio.Event()
         self._is_empty = anyio.Event()
@@ -152,6 +163,7 @@ class Pump:
     def _end(self, why: str, began: float) -> None:
         """Settle whatever is left, wake everyone, and leave nothing running."""
         self.death = why
+        self.home.take_back = None
         if self._drained is None:
             self._drained = []
         self.dismiss_waiters()
@@ -160,15 +172,35 @@ class Pump:
         for each in (self._timer, self._renewal, *self._deliveries):
             if each is not None:
                 each.cancel()
-        self.report = report(self._drained, self._loop.time() - began)
+        self.report = report(self._drained, self._drained_messages, self._loop.time() - began)
         if self.report.failures:
             logger.warning("dispatcher %s closed with undelivered messages: %r", self._name, self.report)
 
     def abandon(self, why: str) -> None:
-        """Fail everything that the engine holds."""
+        """Fail everything that is held."""
+        with suppress(Exception):  # if the engine is broken, this is not the first time that it says so
+            self.take_in()
         self.engine.abandon(why)
         settled, self.engine.settled = self.engine.settled, []
+        for entry in self.admitted:
+            entry.outcome = failures.abandoned(entry, why)
+            entry.state = SETTLED
+            self.engine.room.release(1, len(entry.data))
+        settled += self.admitted
+        self.admitted.clear()
         self._settle(settled)
+
+    def take_in(self) -> None:
+        """Tell the core what was admitted since the last time."""
+        if not self.admitted:
+            return
+        admitted = self.admitted[:]
+        self.admitted.clear()  # the same list: whoever adds to it may have it in hand
+        try:
+            self.engine.offer_many(admitted)
+        except BaseException:
+            self.admitted += [entry for entry in admitted if entry.lane is None]  # what it never saw
+            raise
 
     # -------------------------------------------------------------------------------------- what is asked
 
@@ -185,6 +217,7 @@ class Pump:
 
     async def flush(self) -> None:
         """Send what is held without lingering; returns when all of it has settled."""
+        self.take_in()
         epoch = self.engine.flush()
         if not self.engine.is_flushed(epoch):
             flushed: asyncio.Future[None] = self._loop.create_future()
@@ -194,6 +227,7 @@ class Pump:
 
     def withdraw(self, entry: Entry) -> bool:
         """Take a message back if it has not left."""
+        self.take_in()
         taken_back = self.engine.withdraw(entry)
         if taken_back:
             assert isinstance(entry, Delivery)
@@ -209,6 +243,11 @@ class Pump:
 
     def _is_refused(self) -> bool:
         return self.engine.gate.refusal is not None and not self.has_ended
+
+    def is_here(self) -> bool:
+        """The caller runs in the dispatcher's loop; false also if it is a rare case to look at closely."""
+        # Without `get_running_loop`, which costs a system call: a thread runs one loop at a time.
+        return get_ident() == self._thread and self._loop.is_running() and self.death is None
 
     def check_place(self) -> None:
         """Refuse to be used from another thread or loop: nothing here is locked.
@@ -250,13 +289,18 @@ class Pump:
     def _pump_once(self) -> None:
         engine = self.engine
         self._watch_for_sleep()
+        self.take_in()
         step = engine.poll(self._loop.time())
         for batch in step.start:
             self._start(batch)
         if engine.gate.state != self._gate_state:
             self._on_gate_change()
+        for run in step.delivered:
+            cast("DeliveryRun", run).wake()
+            self._drained_messages += len(run) * engine.is_draining
         if step.settled:
             self._settle(step.settled)
+        if (step.settled or step.delivered) and self._flushes:
             self._finish_flushes()
         if engine.room.waiting:
             self._admit_waiters()
@@ -291,10 +335,8 @@ class Pump:
         deliveries = cast("list[Delivery]", settled)
         for delivery in deliveries:
             woken = delivery.waiters is not None and delivery.wake()
-            outcome = delivery.outcome
-            delivery.take_back = None
-            if type(outcome) is not Receipt and not woken and not delivery.is_claimed:
-                unawaited.append(cast("DeliveryError", outcome))
+            if type(delivery.outcome) is not Receipt and not woken and not delivery.is_claimed:
+                unawaited.append(cast("DeliveryError", delivery.outcome))
         if self._drained is not None:
             self._drained += deliveries
         if unawaited:

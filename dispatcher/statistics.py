@@ -87,9 +87,9 @@ class DrainReport:
         return not self.failures
 
 
-def report(settled: Iterable[Delivery], seconds: float) -> DrainReport:
-    """Sum up what settled during a drain."""
-    counts: Counter[str] = Counter()
+def report(settled: Iterable[Delivery], delivered: int, seconds: float) -> DrainReport:
+    """Sum up what settled during a drain, and so many others that were delivered."""
+    counts: Counter[str] = Counter(delivered=delivered)
     failures: list[DeliveryError] = []
     for delivery in settled:
         outcome = delivery.outcome

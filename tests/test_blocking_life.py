@@ -207,7 +207,7 @@ def test_if_its_thread_dies_nobody_hangs(caplog: pytest.LogCaptureFixture) -> No
     assert "its thread died" in caplog.text
 
 
-@pytest.mark.parametrize("method", ["poll", "offer"])
+@pytest.mark.parametrize("method", ["poll", "offer_many"])
 def test_if_its_machinery_dies_nobody_hangs(
     method: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -62,5 +62,5 @@ def test_ids_are_what_the_service_takes() -> None:
     """No `:` and no blank; 128 random bits in hexadecimal, and a counter."""
     first, second = (draw() for draw in [id_source()] * 2)
     opening, _, number = first.partition("-")
-    assert (len(opening), int(opening, 16) >= 0, number) == (32, True, "0")
-    assert second == f"{opening}-1"
+    assert (len(opening), int(opening, 16) >= 0, number) == (32, True, "000")
+    assert second == f"{opening}-001"

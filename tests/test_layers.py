@@ -46,7 +46,7 @@ KNOWN_ONLY_IN = {
     "uvloop": ("cli",),
     "argparse": ("cli", "settings", "config"),
     "logging": ("pump", "renewal", "blocking", "devserver", "cli"),
-    "threading": ("blocking", "metrics"),
+    "threading": ("blocking", "metrics", "pump"),
     "concurrent": ("blocking",),
 }
 """Where each package may be imported, by layers' names; the rest of the world is free."""
@@ -154,7 +154,7 @@ PLANTED = [
     ("streams", "from dispatcher.dispatcher import Dispatcher", "down only"),
     ("dispatcher", "import prometheus_client", "known only in metrics"),
     ("statistics", "from aiohttp import web", "known only in transport"),
-    ("pump", "from threading import Lock", "known only in blocking"),
+    ("streams", "from threading import Lock", "known only in blocking"),
     ("metrics", "from dispatcher.devserver.server import LocalUpstream", "down only"),
     ("devserver.planted", "from dispatcher.testing import local_upstream", "down only"),
     ("settings", "import argparse", "parses no arguments"),

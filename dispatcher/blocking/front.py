@@ -179,7 +179,7 @@ class BlockingDispatcher:
         worker = self._worker or self._open()
         worker.handover.check_may_wait()
         left = _Left(timeout)
-        delivery = worker.served.prepare(message, worker.withdraw)
+        delivery = worker.served.prepare(message)
         delivery.is_claimed = True
         try:
             _admit(worker, delivery, timeout)
@@ -204,7 +204,7 @@ class BlockingDispatcher:
             TimeoutError: There was no room for `timeout` seconds.
         """
         worker = self._worker or self._open()
-        delivery = worker.served.prepare(message, worker.withdraw)
+        delivery = worker.served.prepare(message)
         try:
             _admit(worker, delivery, timeout)
         except BaseException:
@@ -221,7 +221,7 @@ class BlockingDispatcher:
             QueueFull: There is no room, or others wait for it already.
         """
         worker = self._worker or self._open()
-        delivery = worker.served.prepare(message, worker.withdraw)
+        delivery = worker.served.prepare(message)
         if not _admitted(worker, delivery):
             room = worker.handover
             raise worker.served.refused(
@@ -301,7 +301,7 @@ class BlockingDispatcher:
         worker = self._worker or self._open()
         worker.handover.check_may_wait()
         return Intake(
-            lambda message: worker.served.prepare(message, worker.withdraw),
+            worker.served.prepare,
             lambda delivery: _admitted(worker, delivery),
             lambda delivery: _wait_for_room(worker, delivery, None),
         )

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
 
 from dispatcher.core.batch import Entry
 from dispatcher.core.room import Room, Ticket
-from dispatcher.delivery import Delivery
+from dispatcher.delivery import Delivery, Home
 from dispatcher.errors import DeliveryError, DispatcherClosed
 from dispatcher.message import Receipt
 
@@ -159,7 +159,7 @@ class BlockingDelivery(Delivery, eq=False, gc=True):
 class Handover(Room[Entry]):
     """Room for messages and the way into the loop, for any number of threads."""
 
-    __slots__ = ("explain", "is_closed", "is_forked", "is_woken", "lock", "loop_thread", "submitted",
+    __slots__ = ("explain", "home", "is_closed", "is_forked", "is_woken", "lock", "loop_thread", "submitted",
                  "wake_loop")  # fmt: skip
 
     def __init__(self, max_messages: int, max_bytes: int, resume_below: float) -> None:
@@ -169,6 +169,7 @@ class Handover(Room[Entry]):
         self.is_woken = False
         self.is_closed = False
         self.is_forked = False
+        self.home = Home(None, None)
         self.loop_thread: int | None = None
         """The loop's thread, while calls reach it."""
         self.wake_loop: Callable[[], object] = _nothing

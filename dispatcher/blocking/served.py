@@ -9,8 +9,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from dispatcher.blocking.handover import CLOSED, BlockingDelivery, Handover
-from dispatcher.core import failures
-from dispatcher.core.batch import SETTLED
 from dispatcher.dispatcher import Dispatcher
 from dispatcher.errors import AdmissionError, DispatcherClosed
 from dispatcher.statistics import DrainReport
@@ -56,11 +54,11 @@ class Served(Dispatcher):
         """How the drain went. Any thread."""
         return self._pump.report or DrainReport()
 
-    def prepare(self, message: Message, take_back: Callable[[Entry], bool]) -> BlockingDelivery:
+    def prepare(self, message: Message) -> BlockingDelivery:
         """Check and encode one message.
 
         Any thread: all that the encoder shares is a cache, of which each step is atomic and at worst a prefix
-        made twice, and the ids' `itertools.count`.
+        made twice, and the source of ids, which no thread can interrupt.
 
         Raises:
             AdmissionError: It would be refused, or nothing is admitted any more.
@@ -68,22 +66,12 @@ class Served(Dispatcher):
         try:
             if self._handover.is_closed:
                 raise DispatcherClosed(self._why_not() or CLOSED)
-            encoded, within = self._encode(message)
+            # Its deadline counts from when the loop takes it, by the loop's clock.
+            delivery = self._prepare(message, BlockingDelivery, self._handover.home, 0.0, False)
         except AdmissionError as error:
             raise self.refused(error) from None
-        return BlockingDelivery(
-            message,
-            encoded.data,
-            message.queue or None,
-            encoded.deduplication_id,
-            encoded.idempotent,
-            encoded.owns_id,
-            0.0,
-            within,  # counted from when the loop takes it, by the loop's clock
-            encoded.single,
-            take_back=take_back,
-            handover=self._handover,
-        )
+        delivery.handover = self._handover
+        return delivery
 
     def refused(self, error: AdmissionError) -> AdmissionError:
         """Count a refusal. Any thread."""
@@ -93,16 +81,12 @@ class Served(Dispatcher):
     def take(self) -> None:
         """Admit everything that was submitted since the last time."""
         pump, submitted = self._pump, self._handover.take()
-        try:
-            pump.schedule()
-            now = pump.turn_at
-            for delivery in submitted:
-                delivery.admitted_at = now
-                delivery.deadline += now
-                self._engine.offer(delivery)
-        except Exception as error:
-            pump.fail(error)
-            self._give_up([delivery for delivery in submitted if delivery.lane is None])
+        pump.schedule()
+        now = pump.turn_at
+        for delivery in submitted:
+            delivery.admitted_at = now
+            delivery.deadline += now
+        pump.admitted += submitted
         if pump.has_ended:
             pump.abandon(pump.death or CLOSED)
 
@@ -123,11 +107,3 @@ class Served(Dispatcher):
         self._pump.dismiss_waiters()
         self.take()
         self._pump.abandon(self._pump.death or CLOSED)
-
-    def _give_up(self, deliveries: list[BlockingDelivery]) -> None:
-        """Fail what a broken engine never saw."""
-        for delivery in deliveries:
-            delivery.outcome = failures.abandoned(delivery, self._pump.death or CLOSED)
-            delivery.state = SETTLED
-            self._handover.release(1, len(delivery.data))
-            delivery.wake()

@@ -52,6 +52,7 @@ class Worker:
     def __init__(self, name: str, config: Config, make: Callable[[Handover], Served]) -> None:
         settings = config.queue
         self.handover = Handover(settings.max_messages, settings.max_bytes, settings.resume_below)
+        self.handover.home.take_back = self.withdraw
         self.served: Served
         self._name = name
         self._make = make

@@ -17,7 +17,7 @@ from collections import deque
 from itertools import count
 from typing import TYPE_CHECKING, Final
 
-from dispatcher.core.batch import WAITING, Batch, Entry, Lane
+from dispatcher.core.batch import WAITING, Batch, Entry, Lane, Run
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -26,13 +26,15 @@ if TYPE_CHECKING:
 
 SWEEP_AT_LEAST: Final = 64
 """Withdrawn entries are swept out of a lane when there are this many and they are more than half."""
+OVERTAKE_SECONDS: Final = 0.01
+"""A run may overtake entries that were admitted so much earlier."""
 
 
 class Accumulator:
     """All lanes of one dispatcher."""
 
     __slots__ = (
-        *("_alone", "_default", "_heads", "_lanes", "_policies", "_quantum", "_ring", "_ticks"),
+        *("_alone", "_default", "_heads", "_lanes", "_policies", "_quantum", "_ring", "_runs", "_ticks"),
         *("max_bytes", "max_messages"),
         *("sendable_bytes", "sendable_messages", "waiting_bytes", "waiting_messages"),
     )
@@ -50,6 +52,8 @@ class Accumulator:
         self._policies = policies or {}
         self._default = Lane(None, False, deque())
         self._alone = Lane(None, False, deque())
+        self._runs: deque[Run] = deque()
+        """Of the default lane, and counted with it, but not open: what is ahead of its entries, mostly."""
         self._lanes: dict[str, Lane] = {}
         self._ring: deque[Lane] = deque()
         self._heads: list[tuple[float, int, Lane]] = []
@@ -61,27 +65,48 @@ class Accumulator:
 
     # ------------------------------------------------------------------------------------ in and out
 
-    def append(self, entry: Entry) -> None:
-        """A new entry at the end of its lane."""
-        lane = self._default if entry.queue is None and entry.single is None else self._lane_of(entry)
-        entry.lane = lane
-        lane.waiting.append(entry)
-        self._add(lane, 1, len(entry.data))
-
-    def extend(self, entries: Sequence[Entry]) -> None:
-        """New entries at the ends of their lanes."""
-        lane = self._default
-        size = messages = 0
+    def extend(self, entries: Sequence[Entry], number: int, epoch: int) -> None:
+        """New entries at the ends of their lanes, numbered from `number` on."""
+        default = self._default
+        size = 0
+        elsewhere: list[Entry] = []
         for entry in entries:
+            entry.number = number
+            entry.epoch = epoch
+            number += 1
             if entry.queue is None and entry.single is None:
-                entry.lane = lane
-                lane.waiting.append(entry)
+                entry.lane = default
                 size += len(entry.data)
-                messages += 1
             else:
-                self.append(entry)
-        if messages:
-            self._add(lane, messages, size)
+                elsewhere.append(entry)
+        if len(elsewhere) < len(entries):
+            default.waiting.extend(
+                [entry for entry in entries if entry.lane is default] if elsewhere else entries
+            )
+            self._add(default, len(entries) - len(elsewhere), size)
+        for entry in elsewhere:
+            entry.lane = lane = self._lane_of(entry)
+            lane.waiting.append(entry)
+            self._add(lane, 1, len(entry.data))
+
+    def add_run(self, run: Run) -> None:
+        """A run at the end of the default lane."""
+        run.lane = self._default
+        self._runs.append(run)
+        self._count_run(run, 1)
+
+    def open_runs(self, messages: float = float("inf")) -> None:
+        """Open as many as hold so many messages: they are ordinary entries of the default lane now."""
+        lane = self._default
+        opened: list[Entry] = []
+        while self._runs and len(opened) < messages:
+            run = self._runs.popleft()
+            opened += run.open()
+            self._count_run(run, -1)
+        if opened:
+            self._insert(lane.waiting, opened)
+            self._forget_head(lane)
+            self._add(lane, len(opened), sum(len(entry.data) for entry in opened))
 
     def clear(self) -> None:
         """Everything here has settled: forget it."""
@@ -163,8 +188,14 @@ class Accumulator:
 
     # ----------------------------------------------------------------------------------------- looking
 
-    def oldest(self) -> Entry | None:
-        """The sendable entry admitted first, as far as lane heads tell (a lane's head is its oldest)."""
+    def oldest(self) -> Entry | Run | None:
+        """What is sendable and was admitted first, as far as heads tell (a lane's head is its oldest)."""
+        entry = self._oldest_entry()
+        if self._runs and (entry is None or self._runs[0].admitted_at < entry.admitted_at):
+            return self._runs[0]
+        return entry
+
+    def _oldest_entry(self) -> Entry | None:
         while self._heads:
             at, _, lane = self._heads[0]
             if lane.head_at == at and not lane.is_muted:
@@ -186,7 +217,15 @@ class Accumulator:
         return self._alone.count > 0
 
     def __iter__(self) -> Iterator[Entry]:
-        """Every waiting entry, in no particular order of lanes."""
+        """Every waiting entry, in no particular order of lanes; opens all runs."""
+        self.open_runs()
+        for each in self.holdings():
+            assert isinstance(each, Entry), "a run was added in between"
+            yield each
+
+    def holdings(self) -> Iterator[Entry | Run]:
+        """The same with runs as they are."""
+        yield from self._runs
         for lane in (self._default, self._alone, *self._lanes.values()):
             for entry in lane.waiting:
                 if entry.state == WAITING:
@@ -206,10 +245,16 @@ class Accumulator:
 
     def take(self) -> Batch | None:
         """The next batch, by deficit round robin over the ready lanes."""
+        if self._runs:
+            if self._may_take_run():
+                run = self._runs.popleft()
+                self._count_run(run, -1)
+                return Batch(run, run.size_bytes, "")
+            self.open_runs(self.max_messages - self._default.count)
         if len(self._ring) == 1 and self._ring[0] is self._default:
             lane = self._default
             if lane.count and lane.count == len(lane.waiting):
-                return self._take_run(lane)
+                return self._take_head(lane)
         entries: list[Entry] = []
         size = 0
         ring = self._ring
@@ -255,10 +300,29 @@ class Accumulator:
         self._remove(self._alone, 1, len(entry.data))
         return Batch([entry], len(entry.data), "single", single=entry.single)
 
-    def _take_run(self, lane: Lane) -> Batch:
+    def _may_take_run(self) -> bool:
+        """The first run is next: it fits, no other lane is ready, and who it overtakes has not waited longer.
+
+        It may overtake less than a batch of entries that are older by so little: to fill that batch, runs
+        would have to be opened one after the other, each for the rest of the one before.
+        """
+        run = self._runs[0]
+        if len(run) > self.max_messages or run.size_bytes + len(run) + 1 > self.max_bytes:
+            return False
+        if any(lane is not self._default for lane in self._ring):
+            return False
+        head = self._head(self._default)
+        if head is None or head.number > run.number:
+            return True
+        return (
+            self._default.count < self.max_messages and head.admitted_at >= run.admitted_at - OVERTAKE_SECONDS
+        )
+
+    def _take_head(self, lane: Lane) -> Batch:
         """What `take` does where only the default lane has anything, and all of that alive, in few steps."""
         waiting = lane.waiting
-        entries = [waiting.popleft() for _ in range(min(self.max_messages, len(waiting)))]
+        popleft = waiting.popleft
+        entries = [popleft() for _ in range(min(self.max_messages, len(waiting)))]
         size = sum([len(entry.data) for entry in entries])
         while size + len(entries) + 1 > self.max_bytes and len(entries) > 1:
             size -= len(entries[-1].data)
@@ -324,6 +388,14 @@ class Accumulator:
         self.sendable_bytes += size
         if not lane.is_queued or lane.head_at < 0.0:
             self._enqueue(lane, first=False)
+
+    def _count_run(self, run: Run, sign: int) -> None:
+        """Add a run to what waits and may be sent, or subtract it."""
+        messages, size = sign * len(run), sign * run.size_bytes
+        self.waiting_messages += messages
+        self.waiting_bytes += size
+        self.sendable_messages += messages
+        self.sendable_bytes += size
 
     def _remove(self, lane: Lane, messages: int, size: int) -> None:
         """Take live entries of a lane that is not muted out of every count."""

@@ -1,7 +1,9 @@
 """What the core moves about: an `Entry` for each admitted message, a `Batch` for each request.
 
 An entry is the only record a message costs on the good path (the runtime's `Delivery` is an entry); what
-goes wrong with it is kept in a `Trouble` of its own, made at the first failure. Nothing here decides.
+goes wrong with it is kept in a `Trouble` of its own, made at the first failure. Messages that were handed in
+together may do without entries: a `Run` has them in columns, until something happens to one of them. Nothing
+here decides.
 """
 
 from __future__ import annotations
@@ -139,6 +141,10 @@ class Entry(Struct, eq=False, gc=False):
     admitted_at: float
     deadline: float
     single: SingleRequest | None = None
+    home: object = None
+    """Whatever the runtime keeps for all of its entries; none of the core's business."""
+    is_claimed: bool = False
+    """Someone will look at the outcome: a failure is not reported as unawaited."""
     lane: Lane | None = None
     number: int = 0
     """Order of admission."""
@@ -152,10 +158,56 @@ class Entry(Struct, eq=False, gc=False):
         return () if self.trouble is None else tuple(self.trouble.history)
 
 
+class Run(Struct, eq=False):
+    """A batch's worth of plain messages of the default lane that were admitted together: columns, no entries.
+
+    Nearly every message is sent once and accepted; its neighbours share its instants, its lane and its fate.
+    So a run waits, leaves and settles as a whole. Whoever needs its messages one by one opens it, for good.
+    """
+
+    messages: list[Message]
+    items: list[bytes]
+    """Each item's JSON, encoded once."""
+    deduplication_ids: list[str]
+    """Drawn by us, each of them."""
+    admitted_at: float = 0.0
+    deadline: float = 0.0
+    home: object = None
+    is_claimed: bool = False
+    size_bytes: int = 0
+    """Sum of the items'."""
+    lane: Lane | None = None
+    number: int = 0
+    """The first message's."""
+    epoch: int = 0
+    state: int = WAITING
+    entries: list[Entry] | None = None
+    """Set once it is open: nothing else here counts from then on."""
+    receipts: list[Receipt] | None = None
+    """Set once the whole run is delivered."""
+
+    def __len__(self) -> int:
+        return len(self.messages)
+
+    def entry(self, index: int) -> Entry:
+        """One of its messages as an entry."""
+        raise NotImplementedError
+
+    def open(self) -> list[Entry]:
+        """Its messages as entries, each in the state that the run is in."""
+        entries = self.entries
+        if entries is None:
+            entries = [self.entry(index) for index in range(len(self.messages))]
+            for number, entry in enumerate(entries, self.number):
+                entry.lane, entry.number, entry.epoch, entry.state = self.lane, number, self.epoch, self.state
+            self.entries = entries
+        return entries
+
+
 class Batch(Struct, eq=False):
     """One request's worth of entries."""
 
-    entries: list[Entry]
+    members: list[Entry] | Run
     size_bytes: int
     """Sum of the entries' encoded bytes."""
     reason: str
@@ -178,6 +230,22 @@ class Batch(Struct, eq=False):
     """An entry settled at its deadline while this batch was in flight."""
 
     @property
+    def entries(self) -> list[Entry]:
+        """What it carries, one by one; opens a run."""
+        return self.members if isinstance(self.members, list) else self.open()
+
+    @property
+    def run(self) -> Run | None:
+        """What it carries, as a whole."""
+        return None if isinstance(self.members, list) else self.members
+
+    def open(self) -> list[Entry]:
+        """Open its run, if it has one."""
+        if isinstance(self.members, Run):
+            self.members = self.members.open()
+        return self.members
+
+    @property
     def is_apart(self) -> bool:
         """Not taken from the lanes: a probe, or a half of what failed together."""
         return self.is_sealed or self.isolation is not None
@@ -186,7 +254,9 @@ class Batch(Struct, eq=False):
         """The request's body."""
         if self.single is not None:
             return self.entries[0].data
-        return b"[" + b",".join([entry.data for entry in self.entries]) + b"]"
+        run = self.run
+        items = [entry.data for entry in self.entries] if run is None else run.items
+        return b"[" + b",".join(items) + b"]"
 
 
 class Reply(Struct, gc=False):
@@ -215,5 +285,7 @@ class Step(Struct):
 
     start: list[Batch]
     settled: list[Entry]
+    delivered: list[Run]
+    """Those that have settled as a whole."""
     wake_at: float
     """Monotonic instant of the next poll that could change anything; `inf` if only inputs can."""

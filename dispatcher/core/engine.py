@@ -25,6 +25,7 @@ from dispatcher.core.batch import (
     Failure,
     Reply,
     Rng,
+    Run,
     Step,
 )
 from dispatcher.core.budget import Budget
@@ -41,7 +42,7 @@ from dispatcher.core.stalls import Stalls
 from dispatcher.core.tally import Tally, add
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
 
     from dispatcher.config import Config
     from dispatcher.core.isolation import Isolation
@@ -83,6 +84,8 @@ class Engine:
         self.counts = [0, 0, 0, 0]
         """Live entries by state; those that wait are counted by the lanes."""
         self.settled: list[Entry] = []
+        self.delivered: list[Run] = []
+        """Runs of which every message is."""
         self.settled_total = 0
         self.is_draining = False
         self.drain_at = float("inf")
@@ -108,34 +111,33 @@ class Engine:
 
     def offer(self, entry: Entry) -> None:
         """An admitted entry; its room is already taken."""
-        tally = self.tally
-        entry.number = tally.admitted
-        tally.admitted += 1
-        entry.epoch = self.flushes.epoch
-        self.flushes.add(1)
-        if entry.deadline < self.next_expiry:
-            self.next_expiry = entry.deadline
-        self.lanes.append(entry)
-        if self.gate.pause is not None and self.gate.outlasts(entry.deadline):
-            self.fail_quota((entry,))
+        self.offer_many([entry])
 
-    def offer_many(self, entries: list[Entry]) -> None:
-        """The same for several, handed in together."""
+    def offer_many(self, entries: Sequence[Entry]) -> None:
+        """The same for several, in the order of their admission."""
         if not entries:
             return
-        tally, epoch, earliest = self.tally, self.flushes.epoch, self.next_expiry
-        number = tally.admitted
-        for entry in entries:
-            entry.number = number
-            number += 1
-            entry.epoch = epoch
-            if entry.deadline < earliest:
-                earliest = entry.deadline
-        tally.admitted, self.next_expiry = number, earliest
-        self.flushes.add(len(entries))
-        self.lanes.extend(entries)
+        tally, flushes = self.tally, self.flushes
+        self.lanes.extend(entries, tally.admitted, flushes.epoch)
+        tally.admitted += len(entries)
+        flushes.add(len(entries))
+        earliest = min([entry.deadline for entry in entries])
+        if earliest < self.next_expiry:
+            self.next_expiry = earliest
         if self.gate.pause is not None and self.gate.pause.kind == "quota":
             self.fail_quota(entries)
+
+    def offer_run(self, run: Run) -> None:
+        """The same for the messages of a run."""
+        tally = self.tally
+        run.number, run.epoch = tally.admitted, self.flushes.epoch
+        tally.admitted += len(run)
+        self.flushes.add(len(run))
+        self.next_expiry = min(self.next_expiry, run.deadline)
+        self.lanes.add_run(run)
+        if self.gate.pause is not None and self.gate.outlasts(run.deadline):
+            self.lanes.open_runs()
+            self.fail_quota(run.open())
 
     def complete(self, batch: Batch, answer: Reply | Failure, now: float) -> None:
         """The answer to a batch that `poll` started."""
@@ -217,7 +219,8 @@ class Engine:
             start.append(batch)
         self._is_full = len(self.out) >= self.limit.value
         settled, self.settled = self.settled, []
-        return Step(start, settled, self.wake_at(now))
+        delivered, self.delivered = self.delivered, []
+        return Step(start, settled, delivered, self.wake_at(now))
 
     def _space(self, now: float) -> None:
         """The next batch starts no earlier than this after the one that starts now."""
@@ -259,10 +262,13 @@ class Engine:
         if reason is not None:
             batch = self.lanes.take()
             if batch is not None:
-                head = batch.entries[0]
-                batch.reason = (
-                    "single" if head.single is not None else "retry" if head.trouble is not None else reason
-                )
+                batch.reason = reason
+                if batch.run is None:
+                    head = batch.entries[0]
+                    if head.single is not None:
+                        batch.reason = "single"
+                    elif head.trouble is not None:
+                        batch.reason = "retry"
             return batch
         return self.lanes.take_alone() if self.lanes.has_alone() else None
 
@@ -296,23 +302,28 @@ class Engine:
         self.lanes.max_bytes = self.ceiling.max_bytes
 
     def _start(self, batch: Batch, now: float) -> None:
-        entries = batch.entries
-        for entry in entries:
-            entry.state = IN_FLIGHT
-        self.counts[IN_FLIGHT] += len(entries)
+        members = batch.members
+        if isinstance(members, Run):
+            members.state = IN_FLIGHT
+            earliest = members.deadline
+        else:
+            for entry in members:
+                entry.state = IN_FLIGHT
+            earliest = members[0].deadline
+        self.counts[IN_FLIGHT] += len(members)
         if batch.is_apart:
-            self.counts[ISOLATED] -= len(entries)
+            self.counts[ISOLATED] -= len(members)
             self.apart += 1
         self._batches += 1
         batch.number = self._batches
         batch.started_at = self._started_at = now
         batch.timeout = timeout = self.config.transport.attempt_timeout
-        if entries[0].deadline - now < timeout:
-            latest = max(entry.deadline for entry in entries)
+        if earliest - now < timeout:
+            latest = max(entry.deadline for entry in batch.entries)
             batch.timeout = max(TIMEOUT_MIN, min(timeout, latest - now))
         self.out[batch.number] = batch
         add(self.tally.batches, batch.reason)
-        self.tally.batch_messages.observe(len(entries))
+        self.tally.batch_messages.observe(len(members))
         self.tally.batch_bytes.observe(batch.size_bytes)
 
     def _return(self, group: Group) -> None:
@@ -391,6 +402,9 @@ class Engine:
     def parked(self) -> Iterator[Entry]:
         """Every held entry that is not in flight."""
         yield from self.lanes
+        yield from self._set_apart()
+
+    def _set_apart(self) -> Iterator[Entry]:
         for group in self.backoffs:
             yield from (entry for entry in group.entries if entry.state == BACKING_OFF)
         for batch in self.repeats:
@@ -404,9 +418,19 @@ class Engine:
         for batch in self.out.values():
             yield from (entry for entry in batch.entries if entry.state == IN_FLIGHT)
 
+    def holdings(self) -> Iterator[Entry | Run]:
+        """The same, with runs as they are: nothing is changed by looking."""
+        yield from self.lanes.holdings()
+        yield from self._set_apart()
+        for batch in self.out.values():
+            if batch.run is not None:
+                yield batch.run
+            else:
+                yield from (entry for entry in batch.entries if entry.state == IN_FLIGHT)
+
     def oldest_at(self) -> float | None:
         """Admission instant of the oldest held entry (a walk over all of them: for a scrape)."""
-        return min((entry.admitted_at for entry in self.held()), default=None)
+        return min((each.admitted_at for each in self.holdings()), default=None)
 
     def populations(self) -> dict[str, int]:
         """How many entries are held, by state."""

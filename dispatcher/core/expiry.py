@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from dispatcher.core import failures
-from dispatcher.core.batch import SETTLED, Entry
+from dispatcher.core.batch import SETTLED, Entry, Run
 from dispatcher.errors import DeadlineExceeded
 
 if TYPE_CHECKING:
@@ -23,15 +23,26 @@ def expire(engine: Engine, now: float) -> None:
     """Settle what is past its deadline, and learn when the next one will be."""
     earliest = float("inf")
     held = 0
-    for entry in list(engine.held()):
+    _open_expired(engine, now)
+    for each in list(engine.holdings()):
         held += 1
-        if entry.deadline <= now:
-            _settle_expired(engine, entry, now)
-        elif entry.deadline < earliest:
-            earliest = entry.deadline
+        if isinstance(each, Entry) and each.deadline <= now:
+            _settle_expired(engine, each, now)
+        elif each.deadline < earliest:
+            earliest = each.deadline
     for batch in engine.out.values():
-        batch.has_expired = batch.has_expired or any(e.state == SETTLED for e in batch.entries)
+        if batch.run is None and not batch.has_expired:
+            batch.has_expired = any(entry.state == SETTLED for entry in batch.entries)
     engine.next_expiry = max(earliest, now + held * SWEEP_SECONDS_PER_ENTRY)
+
+
+def _open_expired(engine: Engine, now: float) -> None:
+    """Runs past their deadline settle by the message."""
+    if any(isinstance(each, Run) and each.deadline <= now for each in engine.lanes.holdings()):
+        engine.lanes.open_runs()
+    for batch in engine.out.values():
+        if batch.run is not None and batch.run.deadline <= now:
+            batch.open()
 
 
 def _settle_expired(engine: Engine, entry: Entry, now: float) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from dispatcher.core.batch import Entry
+    from dispatcher.core.batch import Entry, Run
 
 
 class Flushes:
@@ -34,7 +34,7 @@ class Flushes:
         self.epoch += 1
         return self.epoch - 1
 
-    def covers(self, entry: Entry) -> bool:
+    def covers(self, entry: Entry | Run) -> bool:
         """It was offered before the last flush, and need not linger."""
         return entry.epoch < self.epoch
 
@@ -45,6 +45,13 @@ class Flushes:
     def add(self, entries: int) -> None:
         """So many are offered now."""
         self._unsettled[self.epoch] = self._unsettled.get(self.epoch, 0) + entries
+
+    def release_run(self, run: Run) -> None:
+        """The same as `release`, for a run."""
+        unsettled = self._unsettled
+        unsettled[run.epoch] -= len(run)
+        if not unsettled[run.epoch]:
+            del unsettled[run.epoch]
 
     def release(self, entries: Sequence[Entry]) -> None:
         """These have settled: the flushes that cover them wait for fewer."""

@@ -6,21 +6,22 @@ shape, not JSON) is *unknown* for all it could have meant; an id is never guesse
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Final
+from operator import attrgetter
+from typing import Any, Final
 
 import msgspec
 import orjson
-from msgspec import Meta, Struct
+from msgspec import Struct
 
-from dispatcher.message import Endpoint
+from dispatcher.message import Endpoint, Receipt
 
 REASON_CHARACTERS: Final = 300
 
 
-class Accepted(Struct, gc=False, rename={"message_id": "messageId"}):
+class Accepted(Struct, gc=False):
     """The service took the message."""
 
-    message_id: Annotated[str, Meta(min_length=1)]
+    message_id: str
     deduplicated: bool = False
 
 
@@ -43,26 +44,31 @@ class Unclear(Struct, gc=False):
 
 
 Outcome = Accepted | AcceptedByGroup | NotAccepted | Unclear
-_all_accepted: Final = msgspec.json.Decoder(list[Accepted])
+_message_id: Final = attrgetter("message_id")
+_decode_receipts: Final = msgspec.json.Decoder(list[Receipt]).decode
 
 
-def read_reply(body: bytes, expected: int, *, is_group: bool) -> list[Accepted] | tuple[Outcome, ...] | None:
+def read_receipts(body: bytes, expected: int) -> list[Receipt] | None:
+    """A receipt for each position of a batch's 2xx reply, if it says that every message was taken.
+
+    `None` of any other reply: `read_reply` reads it with care. What the service does not know of its message
+    (its deduplication id, how often it was sent) is still to be filled in.
+    """
+    try:
+        receipts = _decode_receipts(body)
+    except (msgspec.DecodeError, ValueError, RecursionError):
+        return None
+    if len(receipts) != expected or not all(map(_message_id, receipts)):
+        return None
+    return receipts
+
+
+def read_reply(body: bytes, expected: int, *, is_group: bool) -> tuple[Outcome, ...] | None:
     """One outcome for each position of a batch's 2xx reply; `None` if the reply does not match the request.
 
-    A list says that every message was taken, and nothing else; a tuple holds outcomes of any kind. `is_group`
-    matters to a request of one item only, whose reply may come unwrapped: does that item go to a URL group?
+    `is_group` matters to a request of one item only, whose reply may come unwrapped: does that item go to a
+    URL group?
     """
-    if expected > 1:  # a reply to one item may be unwrapped, and is read with care
-        try:
-            accepted = _all_accepted.decode(body)
-        except (msgspec.DecodeError, ValueError, RecursionError):
-            pass
-        else:
-            return accepted if len(accepted) == expected else None
-    return _read_carefully(body, expected, is_group=is_group)
-
-
-def _read_carefully(body: bytes, expected: int, *, is_group: bool) -> tuple[Outcome, ...] | None:
     try:
         value = orjson.loads(body)
     except orjson.JSONDecodeError:

@@ -60,6 +60,16 @@ class Room(Generic[T]):
         self.held_bytes = held_bytes
         return True
 
+    def reserve(self, messages: int, size_bytes: int) -> tuple[int, int]:
+        """Reserve room for up to so many messages and bytes; what was reserved, to be used or released."""
+        if self._waiting:
+            return 0, 0
+        messages = max(0, min(messages, self.max_messages - self.held_messages))
+        size_bytes = max(0, min(size_bytes, self.max_bytes - self.held_bytes))
+        self.held_messages += messages
+        self.held_bytes += size_bytes
+        return messages, size_bytes
+
     def wait(self, waiter: T, size_bytes: int) -> Ticket[T]:
         """Join the line."""
         ticket = Ticket(waiter, size_bytes)

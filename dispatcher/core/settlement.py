@@ -6,10 +6,11 @@ owns every structure that is changed here.
 
 from __future__ import annotations
 
+from operator import attrgetter
 from typing import TYPE_CHECKING, Final
 
 from dispatcher.core import failures, retry
-from dispatcher.core.batch import IN_FLIGHT, ISOLATED, SETTLED, Entry, Failure, Reply
+from dispatcher.core.batch import IN_FLIGHT, ISOLATED, SETTLED, Entry, Failure, Reply, Run
 from dispatcher.core.budget import EARNED
 from dispatcher.core.isolation import Isolation
 from dispatcher.core.replies import (
@@ -19,6 +20,7 @@ from dispatcher.core.replies import (
     Outcome,
     Unclear,
     error_text,
+    read_receipts,
     read_reply,
     read_single_reply,
 )
@@ -41,6 +43,7 @@ RULINGS_OF_ENTRIES: Final[dict[Certainty, Ruling]] = {
     "unknown": Ruling(Verdict.RETRY, "unknown", "neutral", "error_entry"),
 }
 """The verdict on one position of an accepted request: an error entry, or one that says neither."""
+_trouble: Final = attrgetter("trouble")
 WAKE_SECONDS: Final = 0.5
 """After an outage everything that backs off goes within it."""
 FIRST_CONTACT_WORDS: Final = "nothing was ever accepted under this URL and token"
@@ -52,23 +55,29 @@ def apply_answer(
     """Settle, put back or isolate every entry of an answered request."""
     ruling = retry.judge(answer)
     outcomes: Sequence[Outcome] = ()
+    receipts: list[Receipt] | None = None
     if isinstance(answer, Reply) and ruling.verdict is Verdict.DELIVERED:
-        read = _read(batch, answer)
-        ruling, outcomes = (retry.UNREADABLE, ()) if read is None else (ruling, read)
+        receipts = _receipts(batch, answer)
+        if receipts is None:
+            read = _read(batch, answer)
+            ruling, outcomes = (retry.UNREADABLE, ()) if read is None else (ruling, read)
     tally = engine.tally
     add(tally.requests, str(answer.status) if isinstance(answer, Reply) else answer.kind)
     tally.request_seconds.observe(now - batch.started_at)
     before = engine.gate.pause
-    live = batch.entries
-    if batch.has_expired:
-        live = [entry for entry in live if entry.state == IN_FLIGHT]
-        resolve(engine, [entry for entry in batch.entries if entry.state == SETTLED])
-    if outcomes:
-        _deliver(engine, batch, outcomes, now)
+    if receipts is not None:
+        _deliver_all(engine, batch, receipts, now)
     else:
-        _not_delivered(engine, batch, live, ruling, answer, now)
+        live = batch.entries
+        if batch.has_expired:
+            live = [entry for entry in live if entry.state == IN_FLIGHT]
+            resolve(engine, [entry for entry in batch.entries if entry.state == SETTLED])
+        if outcomes:
+            _deliver(engine, batch, outcomes, now)
+        else:
+            _not_delivered(engine, batch, live, ruling, answer, now)
     _adapt(engine, batch, ruling, before, now, was_reached=was_reached)
-    if outcomes:
+    if receipts is not None or outcomes:
         engine.stalls.on_success(now - batch.started_at)
         for lost in engine.stalls.overtaken(engine.out, batch, now):
             engine.complete(lost, OVERTAKEN, now)
@@ -86,7 +95,7 @@ def _adapt(
         ruling.signal if after is None else "neutral",
         started_at=batch.started_at,
         now=now,
-        messages=len(batch.entries),
+        messages=len(batch.members),
         was_reached=was_reached,
     )
     if is_cut:
@@ -156,14 +165,48 @@ def _throttled(
 # ------------------------------------------------------------------------------------------- delivered
 
 
+def _receipts(batch: Batch, reply: Reply) -> list[Receipt] | None:
+    """The receipts of a batch of which everything was taken at the first attempt: nearly every one."""
+    members = batch.members
+    if batch.has_expired or batch.single is not None or len(members) == 1:
+        return None
+    if isinstance(members, list) and any(map(_trouble, members)):
+        return None
+    return read_receipts(reply.body, len(members))
+
+
+def _deliver_all(engine: Engine, batch: Batch, receipts: list[Receipt], now: float) -> None:
+    """Settle each message by its own position, in the fewest steps."""
+    run = batch.run
+    if run is None:
+        entries = batch.entries
+        for entry, receipt in zip(entries, receipts, strict=True):
+            receipt.deduplication_id = entry.deduplication_id
+            if receipt.deduplicated and entry.owns_id:
+                receipt.deduplicated = False  # as in `_receipt`
+            entry.outcome = receipt
+            entry.state = SETTLED
+        _accepted(engine, batch, entries, now)
+    else:
+        for identity, receipt in zip(run.deduplication_ids, receipts, strict=True):
+            receipt.deduplication_id = identity
+            receipt.deduplicated = False
+        run.receipts = receipts
+        run.state = SETTLED
+        _accepted(engine, batch, run, now)
+    if batch.isolation is not None:
+        batch.isolation.on_accepted()
+
+
 def _read(batch: Batch, reply: Reply) -> Sequence[Outcome] | None:
+    outcomes: tuple[Outcome, ...] | None
     if batch.single is not None:
         outcome = read_single_reply(reply.body)
-        outcomes: list[Accepted] | tuple[Outcome, ...] | None = None if outcome is None else (outcome,)
+        outcomes = None if outcome is None else (outcome,)
     else:
         outcomes = read_reply(reply.body, len(batch.entries), is_group=_is_to_group(batch.entries[0]))
-    if not isinstance(outcomes, tuple):
-        return outcomes
+    if outcomes is None:
+        return None
     return [_fitting(*pair) for pair in zip(batch.entries, outcomes, strict=True)]
 
 
@@ -184,13 +227,7 @@ def _deliver(engine: Engine, batch: Batch, outcomes: Sequence[Outcome], now: flo
     delivered: list[Entry] = []
     failed: list[tuple[Entry, Outcome]] = []
     for entry, outcome in zip(batch.entries, outcomes, strict=True):
-        if type(outcome) is Accepted and entry.trouble is None and entry.state == IN_FLIGHT:
-            # As `_receipt` does it, without the call: nearly every message ends here.
-            deduplicated = outcome.deduplicated and not entry.owns_id
-            entry.outcome = Receipt(outcome.message_id, deduplicated, entry.deduplication_id)
-            entry.state = SETTLED
-            delivered.append(entry)
-        elif type(outcome) is Accepted or type(outcome) is AcceptedByGroup:
+        if type(outcome) is Accepted or type(outcome) is AcceptedByGroup:
             if entry.state != IN_FLIGHT:
                 engine.tally.late += 1
                 continue
@@ -200,12 +237,7 @@ def _deliver(engine: Engine, batch: Batch, outcomes: Sequence[Outcome], now: flo
         elif entry.state == IN_FLIGHT:
             failed.append((entry, outcome))
     if delivered:
-        engine.acceptances += 1
-        engine.gate.on_accepted(batch.number)
-        if engine.ceiling.is_lowered and batch.single is None:
-            engine.ceiling.on_accepted(len(batch.entries), batch.size_bytes)
-            engine.heed_ceiling()
-        _settle_delivered(engine, batch, delivered, now)
+        _accepted(engine, batch, delivered, now)
     else:
         engine.gate.on_understood(batch.number)
     if batch.isolation is not None:
@@ -214,6 +246,16 @@ def _deliver(engine: Engine, batch: Batch, outcomes: Sequence[Outcome], now: flo
         _count_violations(engine, batch, outcomes)
     if failed:
         _retry_alone(engine, batch, failed, now)
+
+
+def _accepted(engine: Engine, batch: Batch, delivered: list[Entry] | Run, now: float) -> None:
+    """The service took these of its request."""
+    engine.acceptances += 1
+    engine.gate.on_accepted(batch.number)
+    if engine.ceiling.is_lowered and batch.single is None:
+        engine.ceiling.on_accepted(len(batch.members), batch.size_bytes)
+        engine.heed_ceiling()
+    _settle_delivered(engine, batch, delivered, now)
 
 
 def _receipt(entry: Entry, outcome: Accepted | AcceptedByGroup, started_at: float) -> Receipt:
@@ -233,19 +275,26 @@ def _receipt(entry: Entry, outcome: Accepted | AcceptedByGroup, started_at: floa
     return Receipt(None, deduplicated, entry.deduplication_id, attempts, doubled, endpoints)
 
 
-def _settle_delivered(engine: Engine, batch: Batch, entries: list[Entry], now: float) -> None:
-    whole = len(entries) == len(batch.entries)
-    size = batch.size_bytes if whole else sum(len(entry.data) for entry in entries)
-    engine.counts[IN_FLIGHT] -= len(entries)
-    engine.room.release(len(entries), size)
-    engine.flushes.release(entries)
-    engine.settled_total += len(entries)
-    engine.settled += entries
-    engine.tally.delivered(entries, batch.started_at, now)
-    if batch.has_ordered:
-        resolve(engine, entries)
+def _settle_delivered(engine: Engine, batch: Batch, delivered: list[Entry] | Run, now: float) -> None:
+    size = batch.size_bytes
+    if isinstance(delivered, Run):
+        engine.flushes.release_run(delivered)
+        engine.delivered.append(delivered)
+        engine.tally.delivered_run(delivered, batch.started_at, now)
+    else:
+        if len(delivered) < len(batch.members):
+            size = sum(len(entry.data) for entry in delivered)
+        engine.flushes.release(delivered)
+        engine.settled += delivered
+        engine.tally.delivered(delivered, batch.started_at, now)
+        if batch.has_ordered:
+            resolve(engine, delivered)
+    engine.counts[IN_FLIGHT] -= len(delivered)
+    engine.room.release(len(delivered), size)
+    engine.settled_total += len(delivered)
     if not engine.budget.is_full:
-        engine.budget.earn(_paid_for(entries) or EARNED)
+        paid = 0 if isinstance(delivered, Run) else _paid_for(delivered)
+        engine.budget.earn(paid or EARNED)
 
 
 def _paid_for(entries: list[Entry]) -> int:

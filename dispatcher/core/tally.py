@@ -10,7 +10,7 @@ from bisect import bisect_left
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from dispatcher.core.batch import Entry
+    from dispatcher.core.batch import Entry, Run
 
 SECONDS: Final = (
     0.001,
@@ -155,6 +155,11 @@ class Tally:
                 admitted_at, run = entry.admitted_at, 0
             run += 1
         self._observe(admitted_at, started_at, now, run)
+
+    def delivered_run(self, run: Run, started_at: float, now: float) -> None:
+        """The same for a run."""
+        add(self.finished, "delivered", len(run))
+        self._observe(run.admitted_at, started_at, now, len(run))
 
     def _observe(self, admitted_at: float, started_at: float, now: float, times: int) -> None:
         if times == 0:

@@ -11,11 +11,11 @@ are not UTF-8 cannot travel in JSON and leave alone, as the body of a publish or
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 from urllib.parse import quote
 
 import orjson
-from msgspec import UNSET, Struct
+from msgspec import UNSET, Struct, UnsetType
 
 from dispatcher.checks import (
     CONTENT_BASED_DEDUPLICATION,
@@ -28,12 +28,13 @@ from dispatcher.checks import (
 )
 from dispatcher.core.batch import SingleRequest
 from dispatcher.errors import MessageInvalid, MessageTooLarge
+from dispatcher.message import Message
 from dispatcher.options import Options
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
-    from dispatcher.message import Message
+    from dispatcher.core.batch import Run
 
 BATCH_PATH: Final = "/v2/batch"
 CACHED_PREFIXES: Final = 16_384
@@ -59,6 +60,8 @@ class Prefix(Struct, gc=False):
     """The item's JSON up to its body, with the deduplication id that headers or options brought, if any."""
     reopened: bytes
     """The same up to the value of an `Upstash-Deduplication-Id` that the message itself will carry."""
+    opening: bytes
+    """The same, with that value's first quotation mark."""
     headers: dict[str, str]
     """The item's headers without any deduplication id."""
     given_id: str | None
@@ -83,7 +86,92 @@ class Encoder:
         self._draw_id = draw_id
         self._draws_ids = draws_ids
         self._max_message_bytes = max_message_bytes
-        self._cache: dict[object, object] = {}
+        self._cache: dict[object, Prefix] = {}
+
+    def encode_plain(self, message: Message) -> tuple[bytes, str] | None:
+        """The bytes and the id of what nearly every message is, in the fewest steps.
+
+        That is a text, with any destination, options and queue. `None` of any other message, and of one that
+        may not be in order: `encode` is for these.
+
+        Raises:
+            MessageInvalid: As `encode` does.
+        """
+        body = message.body
+        if (
+            type(body) is not str
+            or not body
+            or message.deduplication_id is not None
+            or message.headers is not None
+            or message.json is not UNSET
+        ):
+            return None
+        try:
+            is_bare = message.options is None and message.queue is None
+            prefix = self._cache.get(message.destination) if is_bare else None
+            if prefix is None:
+                prefix = self._prefix(message)
+            text = orjson.dumps(body)
+        except (TypeError, orjson.JSONEncodeError):
+            return None  # `encode` says what is wrong
+        if not prefix.draws_id or len(text) > self._max_message_bytes:
+            return None
+        identity = self._draw_id()
+        return b"".join((prefix.opening, identity.encode(), b'"},"body":', text, b"}")), identity
+
+    def encode_run(
+        self, messages: Iterable[Message], run: Run, max_messages: int, max_bytes: int
+    ) -> Message | UnsetType:
+        """Add messages to a run while they are plain and without queue and deadline, and fit.
+
+        As `encode_plain` and `encode` do it, without a call for each message: that halves what it costs.
+        Returns the first message that is none of these, or has no place in `max_bytes`: it is not in the run.
+        `UNSET` if there is none.
+        """
+        cache, draw_id, dumps = self._cache, self._draw_id, orjson.dumps
+        max_message_bytes = self._max_message_bytes
+        keep_message, keep_item = run.messages.append, run.items.append
+        keep_id = run.deduplication_ids.append
+        size, left = run.size_bytes, max_messages
+        try:
+            for message in messages:
+                if type(message) is not Message:
+                    return message
+                body = message.body
+                if (
+                    type(body) is not str
+                    or not body
+                    or message.deduplication_id is not None
+                    or message.queue is not None
+                    or message.headers is not None
+                    or message.json is not UNSET
+                    or message.deliver_within is not None
+                ):
+                    return message
+                try:
+                    prefix = cache.get(message.destination) if message.options is None else None
+                    if prefix is None:
+                        prefix = self._prefix(message)
+                    text = dumps(body)
+                except (TypeError, MessageInvalid, orjson.JSONEncodeError):
+                    return message
+                if not prefix.draws_id or len(text) > max_message_bytes:
+                    return message
+                identity = draw_id()
+                item = b"".join((prefix.opening, identity.encode(), b'"},"body":', text, b"}"))
+                after = size + len(item)
+                if after > max_bytes:
+                    return message
+                size = after
+                keep_message(message)
+                keep_item(item)
+                keep_id(identity)
+                left -= 1
+                if not left:
+                    break
+        finally:
+            run.size_bytes = size
+        return UNSET
 
     def encode(self, message: Message) -> Encoded:
         """The bytes of one message.
@@ -92,18 +180,6 @@ class Encoder:
             MessageInvalid: It would be refused by the service, or spoil its batch.
             MessageTooLarge: Its body is above the configured bound.
         """
-        text = message.body
-        if type(text) is str and text and message.deduplication_id is None and message.json is UNSET:
-            # What nearly every message is, in the fewest steps; `_encode_any` is for the rest.
-            prefix = self._prefix(message)
-            body = _quoted(text) if prefix.draws_id else None
-            if body is not None and len(body) <= self._max_message_bytes:
-                identity = self._draw_id()
-                data = b"".join((prefix.reopened, b'"', identity.encode(), b'"},"body":', body, b"}"))
-                return Encoded(data, identity, True, True)
-        return self._encode_any(message)
-
-    def _encode_any(self, message: Message) -> Encoded:
         prefix = self._prefix(message)
         identity, owns_id = message.deduplication_id, False
         if identity is not None:
@@ -150,7 +226,7 @@ class Encoder:
             raise MessageInvalid(f"`options` is {type(options).__name__}; allowed is `Options(…)`")
         if message.headers is not None:
             return self._make_prefix(message)
-        cache = self._cache if options is None else options.cache
+        cache = cast("dict[object, Prefix]", self._cache if options is None else options.cache)
         key: object = message.destination
         if message.queue is not None or message.json is not UNSET or options is not None:
             key = (key, message.queue, message.json is UNSET, self._draws_ids)
@@ -158,7 +234,7 @@ class Encoder:
             found = cache.get(key)
         except TypeError:
             found = None  # an unhashable destination: `_make_prefix` says so
-        if type(found) is Prefix:
+        if found is not None:
             return found
         prefix = self._make_prefix(message)
         if len(cache) >= CACHED_PREFIXES:
@@ -176,21 +252,16 @@ class Encoder:
         content = says_true(_find_header(headers, CONTENT_BASED_DEDUPLICATION) or "")
         plain = headers if given_id is None else {**headers, DEDUPLICATION_ID: given_id}
         reopened = _opening(message, headers or {"": ""})[:-1]
+        reopened = (reopened[: -len(b'"":""')] if not headers else reopened + b",") + _ID_KEY
         return Prefix(
             plain=_opening(message, plain),
-            reopened=(reopened[: -len(b'"":""')] if not headers else reopened + b",") + _ID_KEY,
+            reopened=reopened,
+            opening=reopened + b'"',
             headers=headers,
             given_id=given_id,
             is_content_deduplicated=content,
             draws_id=self._draws_ids and given_id is None and not content,
         )
-
-
-def _quoted(text: str) -> bytes | None:
-    try:
-        return orjson.dumps(text)
-    except (TypeError, orjson.JSONEncodeError):
-        return None
 
 
 def _text_of(message: Message) -> bytes | None:

@@ -34,7 +34,7 @@ class Lanes:
         for entry in made:
             entry.number = self._next
             self._next += 1
-            self.lanes.append(entry)
+            self.lanes.extend([entry], entry.number, 0)
         return made
 
     def take(self) -> list[int]:

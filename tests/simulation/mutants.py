@@ -56,10 +56,10 @@ MUTANTS = (
                 Engine,
                 "_start",
                 "    self.out[batch.number] = batch",
-                "    self.out[batch.number] = batch\n    self.room.release(len(entries), batch.size_bytes)",
+                "    self.out[batch.number] = batch\n    self.room.release(len(members), batch.size_bytes)",
             ),
             Change(
-                settlement, "_settle_delivered", "    engine.room.release(len(entries), size)\n", ""
+                settlement, "_settle_delivered", "    engine.room.release(len(delivered), size)\n", ""
             ),
         ),
     ),
@@ -76,7 +76,7 @@ MUTANTS = (
         "deadlines machine",
         Engine,
         "_start",
-        "if entries[0].deadline - now < timeout:",
+        "if earliest - now < timeout:",
         "if False:",
     ),
     one(
@@ -109,8 +109,8 @@ MUTANTS = (
         "deadlines machine",
         expiry,
         "expire",
-        "for entry in list(engine.held()):",
-        "for entry in [each for each in engine.held() if each.state != 2]:",
+        "for each in list(engine.holdings()):",
+        "for each in [each for each in engine.holdings() if each.state != 2]:",
     ),
     one(
         "deduplication id redrawn on retry",

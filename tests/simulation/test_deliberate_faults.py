@@ -94,7 +94,7 @@ def test_a_broken_order_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
             lane = entry.lane
             assert lane is not None
             entry.state = WAITING
-            lanes.append(entry)
+            lanes.extend([entry], entry.number, entry.epoch)
             if lane.ordered:
                 lanes.resolve(lane, 1)
 
