@@ -16,11 +16,11 @@ import asyncio
 from copy import copy
 from typing import TYPE_CHECKING, Any
 
-from dispatcher.core.batch import Entry, Run
+from dispatcher.core.batch import SETTLED, Entry, Run
 from dispatcher.message import Receipt
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator
+    from collections.abc import Callable, Generator, Sequence
 
     from dispatcher.errors import DeliveryError
 
@@ -47,6 +47,8 @@ class Delivery(Entry, eq=False, gc=False):
         DeliveryError: The message was not confirmed; the error's class says why, `certainty` what is known.
     """
 
+    home: Any = None
+    """A `Home`."""
     waiters: Any = None
     """One future or a list of them; locks where threads wait (`blocking.handover`)."""
     is_withdrawn: bool = False
@@ -86,16 +88,12 @@ class Delivery(Entry, eq=False, gc=False):
 
     def withdraw(self) -> bool:
         """Take the message back; false if it is too late because it may have left."""
-        home = self.home
-        assert isinstance(home, Home)
-        return self.outcome is None and home.take_back is not None and home.take_back(self)
+        take_back = self.home.take_back
+        return self.outcome is None and take_back is not None and take_back(self)
 
     def wait(self) -> Waiter:
         """A future of the dispatcher's loop that is done once this has settled."""
-        home = self.home
-        assert type(home) is Home
-        assert home.loop is not None
-        waiter: Waiter = home.loop.create_future()
+        waiter: Waiter = self.home.loop.create_future()
         waiters: Waiter | list[Waiter] | None = self.waiters
         if self.outcome is not None:
             waiter.set_result(None)
@@ -110,7 +108,7 @@ class Delivery(Entry, eq=False, gc=False):
     def wake(self) -> bool:
         """Wake everyone who waits; false if nobody did. Called by the pump once it has settled."""
         waiters, self.waiters = self.waiters, None
-        if not isinstance(waiters, list):
+        if type(waiters) is not list:
             if waiters is None or waiters.done():
                 return False
             waiters.set_result(None)
@@ -128,9 +126,29 @@ class Delivery(Entry, eq=False, gc=False):
         return f"<Delivery {state} of {self.message!r}>"
 
 
+class HandedRun(Run, eq=False, kw_only=True):
+    """Deliveries that were admitted in one turn, each of them in someone's hands."""
+
+    handles: Sequence[Delivery]
+
+    def entry(self, index: int) -> Delivery:
+        """One of them."""
+        return self.handles[index]
+
+    def wake(self) -> None:
+        """Give each its receipt, and wake who waits. Called by the pump once the run is delivered."""
+        assert self.receipts is not None
+        for delivery, receipt in zip(self.handles, self.receipts, strict=True):
+            delivery.outcome = receipt
+            delivery.state = SETTLED
+            if delivery.waiters is not None:
+                delivery.wake()
+
+
 class DeliveryRun(Run, eq=False):
     """Messages of one `send_many` or `stream` that are not looked at one by one, unless something happens."""
 
+    home: Any = None
     waiter: Waiter | None = None
 
     def entry(self, index: int) -> Delivery:
@@ -166,10 +184,8 @@ class DeliveryRun(Run, eq=False):
 
     def wait(self) -> Waiter:
         """A future that is done once it has settled as a whole, or its first message has."""
-        home = self.home
-        assert type(home) is Home
-        assert home.loop is not None
-        self.waiter = waiter = home.loop.create_future()
+        waiter: Waiter = self.home.loop.create_future()
+        self.waiter = waiter
         return waiter
 
     def wake(self) -> None:

@@ -12,6 +12,7 @@ import inspect
 from copy import copy
 from dataclasses import replace
 from itertools import chain
+from threading import get_ident
 from typing import TYPE_CHECKING, Any, Final, Self, TypeVar, cast
 
 from msgspec import UNSET, UnsetType
@@ -95,7 +96,9 @@ class Dispatcher:
         self._intake = Intake(
             self._make, self._admit, self._submit, self._wait_for_room, self.config.batch.max_messages
         )
-        self._deliver_within = self.config.deliver_within  # looked up once, not for each message
+        # Looked up once, not for each message:
+        self._keep = self._pump.admission.admitted.append
+        self._deliver_within = self.config.deliver_within
         self._max_bytes = self.config.queue.max_bytes
         self._refusal: str | None = _NOT_STARTED
         """Why messages are not admitted now."""
@@ -129,6 +132,7 @@ class Dispatcher:
             draws_ids=self.config.deduplication == "auto",
             max_message_bytes=self.config.batch.max_message_bytes,
         )
+        self._encode_plain, self._try_take = self._encoder.encode_plain, self._engine.room.try_take
         try:
             await self._pump.start()
         except BaseException as error:
@@ -151,6 +155,7 @@ class Dispatcher:
             return DrainReport()
         self._pump.check_place()
         self._refusal = _CLOSED
+        self._pump.thread = 0
         drained = await self._pump.drain()
         unwatch(self)
         return drained
@@ -167,6 +172,7 @@ class Dispatcher:
     def after_fork(self) -> None:
         """In a forked child: whoever uses it is told so (called by `identity`)."""
         self._refusal = _FORKED
+        self._pump.thread = 0
 
     # ----------------------------------------------------------------------------------------- admission
 
@@ -180,7 +186,9 @@ class Dispatcher:
             DeliveryError: It was taken and not confirmed; `certainty` says what is known.
         """
         delivery = self._make(message, is_claimed=True)
-        if not self._admit(delivery):
+        if self._try_take(len(delivery.data)):
+            self._keep(delivery)
+        else:
             await self._wait_for_room(delivery)
         if delivery.outcome is None:
             try:
@@ -189,7 +197,8 @@ class Dispatcher:
                 if not delivery.withdraw():
                     delivery.is_claimed = False  # it goes on without its caller: a failure is reported
                 raise
-        return delivery.result()
+        outcome = delivery.outcome
+        return outcome if type(outcome) is Receipt else delivery.result()
 
     async def put(self, message: Message) -> Delivery:
         """Hand in one message, waiting for room; await what it returns for the receipt.
@@ -200,7 +209,9 @@ class Dispatcher:
             DispatcherClosed: The dispatcher is not open, or closes while this waits.
         """
         delivery = self._make(message)
-        if not self._admit(delivery):
+        if self._try_take(len(delivery.data)):
+            self._keep(delivery)
+        else:
             await self._wait_for_room(delivery)
         return delivery
 
@@ -211,12 +222,11 @@ class Dispatcher:
             QueueFull: There is no room, or others wait for it already.
         """
         delivery = self._make(message)
-        if not self._admit(delivery):
-            room = self._engine.room
-            raise self._refused(
-                QueueFull(room.held_messages, room.max_messages, room.held_bytes, room.max_bytes)
-            )
-        return delivery
+        if self._try_take(len(delivery.data)):
+            self._keep(delivery)
+            return delivery
+        room = self._engine.room
+        raise self._refused(QueueFull(room.held_messages, room.max_messages, room.held_bytes, room.max_bytes))
 
     async def send_many(
         self, messages: Iterable[Message] | AsyncIterable[Message]
@@ -251,7 +261,7 @@ class Dispatcher:
         Returns false if it is not stopped.
         """
         self._check_open()
-        self._pump.take_in()
+        self._pump.admission.tell()
         resumed = self._engine.resume(queue)
         if resumed:
             self._pump.schedule()
@@ -259,8 +269,8 @@ class Dispatcher:
 
     def statistics(self) -> Statistics:
         """A frozen snapshot."""
-        if self._is_started and self._pump.is_here():
-            self._pump.take_in()
+        if self._pump.thread == get_ident():
+            self._pump.admission.tell()
         return snapshot(self._engine, self._state, self._pump.now() if self._is_started else 0.0)
 
     @property
@@ -292,18 +302,18 @@ class Dispatcher:
 
     def _admit(self, delivery: Delivery) -> bool:
         """Take it in; false if there is no room."""
-        if not self._engine.room.try_take(len(delivery.data)):
+        if not self._try_take(len(delivery.data)):
             return False
-        self._pump.admitted.append(delivery)
+        self._keep(delivery)
         return True
 
     def _make(self, message: Message, *, is_claimed: bool = False) -> Delivery:
         """Check and encode one message: a delivery that is not admitted yet."""
         pump = self._pump
         try:
-            if self._refusal is not None or not pump.is_here():
+            # The thread is looked at each time, the loop once a turn: to ask for it costs a system call.
+            if get_ident() != pump.thread or not pump.is_scheduled:
                 self._check_open()
-            if not pump.is_scheduled:
                 pump.schedule()
             return self._prepare(message, Delivery, pump.home, pump.turn_at, is_claimed)
         except AdmissionError as error:
@@ -311,13 +321,11 @@ class Dispatcher:
 
     def _prepare(self, message: Message, kind: type[D], home: Home, now: float, is_claimed: bool) -> D:
         """The same, of a dispatcher that is open. Any thread may ask."""
-        if type(message) is Message and message.deliver_within is None:
-            plain = self._encoder.encode_plain(message)
-            if plain is not None and len(plain[0]) <= self._max_bytes:
-                data, identity = plain
-                until = now + self._deliver_within
-                queue = message.queue or None
-                return kind(message, data, queue, identity, True, True, now, until, None, home, is_claimed)
+        plain = self._encode_plain(message)
+        if plain is not None and len(plain[0]) <= self._max_bytes:
+            data, identity = plain
+            queue, until = message.queue or None, now + self._deliver_within
+            return kind(message, data, queue, identity, True, True, now, until, None, home, is_claimed)
         encoded, within = self._encode(message)
         return kind(
             message,
@@ -383,12 +391,12 @@ class Dispatcher:
         finally:  # also if the iterable breaks off
             room.release(most - len(run), most_bytes - run.size_bytes)
             if 2 * len(run) >= lanes.max_messages or 2 * run.size_bytes >= lanes.max_bytes:
-                pump.take_in()
+                pump.admission.tell()
                 self._engine.offer_run(run)
                 places.append_run(run)
             else:  # it should have company, for which it must be open
                 deliveries = cast("list[Delivery]", run.open())
-                pump.admitted += deliveries
+                pump.admission.admitted += deliveries
                 places.extend(deliveries)
         return run, odd, odd is UNSET and len(run) < max(1, most)
 

@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Final, cast
 
 import anyio
 
-from dispatcher.core import failures
-from dispatcher.core.batch import SETTLED, Failure, Reply
+from dispatcher.admission import Admission
+from dispatcher.core.batch import Failure, Reply
 from dispatcher.core.engine import Engine
 from dispatcher.delivery import Delivery, Home
 from dispatcher.errors import DispatcherClosed
@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from dispatcher.config import Config
-    from dispatcher.core.batch import Batch, Entry
-    from dispatcher.delivery import DeliveryRun
+    from dispatcher.core.batch import Batch, Entry, Run
+    from dispatcher.delivery import DeliveryRun, HandedRun
     from dispatcher.errors import DeliveryError
     from dispatcher.transport import Transport
 
@@ -73,8 +73,9 @@ class Pump:
         self.is_scheduled = False
         self.turn_at = 0.0
         """The instant of this loop turn: what is submitted together is admitted together."""
-        self.admitted: list[Entry] = []
-        """What has room and was not told to the core yet: that is done once a turn."""
+        self.admission = Admission(self.engine)
+        self.thread = 0
+        """In which messages are taken; 0 while they are not."""
         self.home = Home(None, None)
         self.death: str | None = None
         """Why it ended before it was closed."""
@@ -106,7 +107,7 @@ class Pump:
     async def start(self) -> None:
         """Open the transport, and start the supervisor in the running loop."""
         self._loop = asyncio.get_running_loop()
-        self._thread = get_ident()
+        self.thread = get_ident()
         self.home = Home(self._loop, self.withdraw)
         self._clock_offset = time.time() - self._loop.time()
         self._closing = anyio.Event()
@@ -163,6 +164,7 @@ class Pump:
     def _end(self, why: str, began: float) -> None:
         """Settle whatever is left, wake everyone, and leave nothing running."""
         self.death = why
+        self.thread = 0
         self.home.take_back = None
         if self._drained is None:
             self._drained = []
@@ -179,28 +181,12 @@ class Pump:
     def abandon(self, why: str) -> None:
         """Fail everything that is held."""
         with suppress(Exception):  # if the engine is broken, this is not the first time that it says so
-            self.take_in()
+            self.admission.tell()
         self.engine.abandon(why)
+        delivered, self.engine.delivered = self.engine.delivered, []
+        self._wake_runs(delivered)
         settled, self.engine.settled = self.engine.settled, []
-        for entry in self.admitted:
-            entry.outcome = failures.abandoned(entry, why)
-            entry.state = SETTLED
-            self.engine.room.release(1, len(entry.data))
-        settled += self.admitted
-        self.admitted.clear()
-        self._settle(settled)
-
-    def take_in(self) -> None:
-        """Tell the core what was admitted since the last time."""
-        if not self.admitted:
-            return
-        admitted = self.admitted[:]
-        self.admitted.clear()  # the same list: whoever adds to it may have it in hand
-        try:
-            self.engine.offer_many(admitted)
-        except BaseException:
-            self.admitted += [entry for entry in admitted if entry.lane is None]  # what it never saw
-            raise
+        self._settle([*settled, *self.admission.give_up(why)])
 
     # -------------------------------------------------------------------------------------- what is asked
 
@@ -217,7 +203,7 @@ class Pump:
 
     async def flush(self) -> None:
         """Send what is held without lingering; returns when all of it has settled."""
-        self.take_in()
+        self.admission.tell()
         epoch = self.engine.flush()
         if not self.engine.is_flushed(epoch):
             flushed: asyncio.Future[None] = self._loop.create_future()
@@ -227,7 +213,7 @@ class Pump:
 
     def withdraw(self, entry: Entry) -> bool:
         """Take a message back if it has not left."""
-        self.take_in()
+        self.admission.tell()
         taken_back = self.engine.withdraw(entry)
         if taken_back:
             assert isinstance(entry, Delivery)
@@ -243,11 +229,6 @@ class Pump:
 
     def _is_refused(self) -> bool:
         return self.engine.gate.refusal is not None and not self.has_ended
-
-    def is_here(self) -> bool:
-        """The caller runs in the dispatcher's loop; false also if it is a rare case to look at closely."""
-        # Without `get_running_loop`, which costs a system call: a thread runs one loop at a time.
-        return get_ident() == self._thread and self._loop.is_running() and self.death is None
 
     def check_place(self) -> None:
         """Refuse to be used from another thread or loop: nothing here is locked.
@@ -283,21 +264,20 @@ class Pump:
         """The machinery is broken: everything held fails, and nothing more is taken."""
         logger.error("dispatcher %s: its pump failed", self._name, exc_info=error)
         self.death = f"the dispatcher died of {type(error).__name__}"
+        self.thread = 0
         if self._supervisor is not None:
             self._supervisor.cancel()
 
     def _pump_once(self) -> None:
         engine = self.engine
         self._watch_for_sleep()
-        self.take_in()
+        self.admission.tell()
         step = engine.poll(self._loop.time())
         for batch in step.start:
             self._start(batch)
         if engine.gate.state != self._gate_state:
             self._on_gate_change()
-        for run in step.delivered:
-            cast("DeliveryRun", run).wake()
-            self._drained_messages += len(run) * engine.is_draining
+        self._wake_runs(step.delivered)
         if step.settled:
             self._settle(step.settled)
         if (step.settled or step.delivered) and self._flushes:
@@ -328,6 +308,12 @@ class Pump:
             delivery.deadline = self.turn_at + within
             self.engine.offer(delivery)
             delivery.wake()
+
+    def _wake_runs(self, delivered: list[Run]) -> None:
+        """Wake everyone who waits for these."""
+        for run in delivered:
+            cast("HandedRun | DeliveryRun", run).wake()
+            self._drained_messages += len(run) * self.engine.is_draining
 
     def _settle(self, settled: list[Entry]) -> None:
         """Wake everyone who waits for these; report failures that nobody waits for."""

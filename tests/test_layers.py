@@ -16,7 +16,7 @@ LAYERS = (
     ("errors", "message"),
     ("checks", "options", "sdk", "ndjson", "settings", "sections", "sources", "config"),
     ("core",),
-    ("transport", "delivery", "identity", "streams", "statistics", "renewal"),
+    ("transport", "delivery", "admission", "identity", "streams", "statistics", "renewal"),
     ("pump",),
     ("dispatcher",),
     ("blocking",),
@@ -46,7 +46,7 @@ KNOWN_ONLY_IN = {
     "uvloop": ("cli",),
     "argparse": ("cli", "settings", "config"),
     "logging": ("pump", "renewal", "blocking", "devserver", "cli"),
-    "threading": ("blocking", "metrics", "pump"),
+    "threading": ("blocking", "metrics", "pump", "dispatcher"),
     "concurrent": ("blocking",),
 }
 """Where each package may be imported, by layers' names; the rest of the world is free."""

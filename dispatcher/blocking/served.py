@@ -86,7 +86,7 @@ class Served(Dispatcher):
         for delivery in submitted:
             delivery.admitted_at = now
             delivery.deadline += now
-        pump.admitted += submitted
+        pump.admission.admitted += submitted
         if pump.has_ended:
             pump.abandon(pump.death or CLOSED)
 

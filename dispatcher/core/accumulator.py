@@ -95,18 +95,26 @@ class Accumulator:
         self._runs.append(run)
         self._count_run(run, 1)
 
-    def open_runs(self, messages: float = float("inf")) -> None:
-        """Open as many as hold so many messages: they are ordinary entries of the default lane now."""
-        lane = self._default
-        opened: list[Entry] = []
-        while self._runs and len(opened) < messages:
-            run = self._runs.popleft()
-            opened += run.open()
-            self._count_run(run, -1)
-        if opened:
-            self._insert(lane.waiting, opened)
-            self._forget_head(lane)
-            self._add(lane, len(opened), sum(len(entry.data) for entry in opened))
+    def open_runs(self) -> None:
+        """Open every run: its messages are ordinary entries of the default lane now."""
+        while self._runs:
+            self._open_run()
+
+    def _open_next(self) -> None:
+        """Open the runs that have a part in the next batch: no younger entry may pass them."""
+        lane, last = self._default, self.max_messages - 1
+        # Counted from the end: what is dead, and not taken, may stand anywhere before.
+        while self._runs and (
+            lane.count <= last or lane.waiting[last - lane.count].number > self._runs[0].number
+        ):
+            self._open_run()
+
+    def _open_run(self) -> None:
+        lane, run = self._default, self._runs.popleft()
+        self._count_run(run, -1)
+        self._insert(lane.waiting, run.open())
+        self._forget_head(lane)
+        self._add(lane, len(run), run.size_bytes)
 
     def clear(self) -> None:
         """Everything here has settled: forget it."""
@@ -191,7 +199,7 @@ class Accumulator:
     def oldest(self) -> Entry | Run | None:
         """What is sendable and was admitted first, as far as heads tell (a lane's head is its oldest)."""
         entry = self._oldest_entry()
-        if self._runs and (entry is None or self._runs[0].admitted_at < entry.admitted_at):
+        if self._runs and (entry is None or self._runs[0].number < entry.number):
             return self._runs[0]
         return entry
 
@@ -250,7 +258,7 @@ class Accumulator:
                 run = self._runs.popleft()
                 self._count_run(run, -1)
                 return Batch(run, run.size_bytes, "")
-            self.open_runs(self.max_messages - self._default.count)
+            self._open_next()
         if len(self._ring) == 1 and self._ring[0] is self._default:
             lane = self._default
             if lane.count and lane.count == len(lane.waiting):

@@ -166,6 +166,7 @@ class Run(Struct, eq=False):
     """
 
     messages: list[Message]
+    """Empty where each has an entry from the beginning."""
     items: list[bytes]
     """Each item's JSON, encoded once."""
     deduplication_ids: list[str]
@@ -187,7 +188,7 @@ class Run(Struct, eq=False):
     """Set once the whole run is delivered."""
 
     def __len__(self) -> int:
-        return len(self.messages)
+        return len(self.items)
 
     def entry(self, index: int) -> Entry:
         """One of its messages as an entry."""
@@ -197,7 +198,7 @@ class Run(Struct, eq=False):
         """Its messages as entries, each in the state that the run is in."""
         entries = self.entries
         if entries is None:
-            entries = [self.entry(index) for index in range(len(self.messages))]
+            entries = [self.entry(index) for index in range(len(self))]
             for number, entry in enumerate(entries, self.number):
                 entry.lane, entry.number, entry.epoch, entry.state = self.lane, number, self.epoch, self.state
             self.entries = entries

@@ -150,7 +150,9 @@ class Engine:
 
     def withdraw(self, entry: Entry) -> bool:
         """Take back an entry of which nothing may have reached the service; false if it is too late."""
-        if entry.state != WAITING and entry.state != BACKING_OFF:
+        if entry.lane is None:
+            self.lanes.open_runs()  # it is in one of them, or out
+        if entry.lane is None or entry.state not in {WAITING, BACKING_OFF}:
             return False
         if failures.certainty_of(entry) == "unknown":
             return False

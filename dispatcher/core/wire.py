@@ -97,6 +97,8 @@ class Encoder:
         Raises:
             MessageInvalid: As `encode` does.
         """
+        if type(message) is not Message:
+            return None
         body = message.body
         if (
             type(body) is not str
@@ -104,6 +106,7 @@ class Encoder:
             or message.deduplication_id is not None
             or message.headers is not None
             or message.json is not UNSET
+            or message.deliver_within is not None
         ):
             return None
         try:
