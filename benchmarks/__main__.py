@@ -87,6 +87,12 @@ def parsed(words: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--rounds", type=_positive, help="that are counted (default: 7)")
     parser.add_argument("--seconds", type=float, help="of a round, about (default: 1)")
     parser.add_argument("--messages", type=_positive, help="in each round, instead")
+    parser.add_argument(
+        "--collector",
+        choices=("spared", "default"),
+        default="spared",
+        help="spared: as a program would, each row's process freezes what is there and collects less often",
+    )
     parser.add_argument("--quick", action="store_true", help="three short rounds, the first loop only")
     parser.add_argument("--full", action="store_true", help="every body, batch, latency and TLS in turn")
     parser.add_argument("--markdown", action="store_true", help="print Markdown")
@@ -99,7 +105,8 @@ def plan_of(given: argparse.Namespace) -> Plan:
     """How long and how often."""
     base = QUICK if given.quick else NORMAL
     rounds = base.rounds if given.rounds is None else given.rounds
-    return Plan(rounds, base.seconds if given.seconds is None else given.seconds, given.messages)
+    seconds = base.seconds if given.seconds is None else given.seconds
+    return Plan(rounds, seconds, given.messages, given.collector == "spared")
 
 
 def configurations(given: argparse.Namespace) -> Sequence[Configuration]:

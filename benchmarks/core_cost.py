@@ -1,9 +1,9 @@
 """What a message costs in the core, relative to a calibration loop of the same run: the guard of its speed.
 
-Encodes, admits, starts and settles 100,000 messages, without a loop, a socket or a clock, and a fixed piece
-of other work in between. The ratio of the two is about the same on every machine; it is compared with that in
-`core_cost.json`. Exit 1 if it has grown by more than 15 %. The best of several rounds counts on either side:
-what disturbs a round only makes it longer.
+Encodes, admits, starts and settles 100,000 messages in each of the ways that messages go, without a loop, a
+socket or a clock, and a fixed piece of other work in between. The ratio of a way to that work is about the
+same on every machine; it is compared with that in `core_cost.json`. Exit 1 if one has grown by more than
+15 %. The best of several rounds counts on either side: what disturbs a round only makes it longer.
 
     python -m benchmarks.core_cost            # compare
     python -m benchmarks.core_cost --update   # what it costs now is the measure from now on
@@ -16,52 +16,59 @@ import gc
 import sys
 import time
 from collections import deque
-from itertools import count
 from pathlib import Path
 from random import Random
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, cast
 
 import msgspec
 import orjson
 from msgspec import Struct
 
 from benchmarks.upstream import Upstream
+from dispatcher.admission import Admission
 from dispatcher.config import Config
 from dispatcher.core.batch import Reply
 from dispatcher.core.engine import Engine
-from dispatcher.core.replies import read_reply
 from dispatcher.core.wire import Encoder
-from dispatcher.delivery import Delivery
+from dispatcher.delivery import Delivery, DeliveryRun, Home
+from dispatcher.identity import id_source
 from dispatcher.message import Message, Receipt
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator, Sequence
 
-    from dispatcher.core.batch import Batch
-    from dispatcher.core.wire import Encoded
+    from dispatcher.core.batch import Batch, Step
+    from dispatcher.delivery import HandedRun
 
 BASELINE: Final = Path(__file__).with_name("core_cost.json")
 MESSAGES: Final = 100_000
 HELD: Final = 5_000
-"""Messages between one poll and the next: in fifty batches."""
+"""Messages that are handed in together: fifty batches."""
+QUEUES: Final = 100
 ROUNDS: Final = 9
 WORSE_AT_MOST: Final = 1.15
 CALIBRATION_STEPS: Final = 100_000
-PARTS: Final = ("encode", "admit", "start", "body", "read", "settle")
+WAYS: Final = ("run", "single", "queued")
+"""As `send_many` and `stream` hand them in; as `put_nowait` and `send` do; the same for FIFO queues."""
+PARTS: Final = ("encode", "admit", "start", "body", "settle")
 DESTINATION: Final = "https://example.com/hook"
 BODY: Final = "x" * 200
 
 
 class Cost(Struct, frozen=True):
-    """CPU µs: of a step of the calibration loop, and of a message by part."""
+    """CPU µs: of a step of the calibration loop, and of a message by way and part."""
 
     calibration_us: float
-    parts_us: dict[str, float]
+    ways_us: dict[str, dict[str, float]]
 
-    @property
-    def ratio(self) -> float:
-        """A message, in steps of the calibration loop."""
-        return sum(self.parts_us.values()) / self.calibration_us
+    def us(self, way: str, part: str) -> float:
+        """Of one part, or of all of them `together`."""
+        parts = self.ways_us[way]
+        return sum(parts.values()) if part == "together" else parts[part]
+
+    def steps(self, way: str, part: str = "together") -> float:
+        """The same in steps of the calibration loop."""
+        return self.us(way, part) / self.calibration_us
 
 
 class Stopwatch:
@@ -86,67 +93,109 @@ class Core:
     """An engine under load, driven as the dispatcher and its pump do."""
 
     def __init__(self) -> None:
-        config = Config.load(
+        self.config = Config.load(
             env={}, token="t", limit={"mode": "fixed", "max_in_flight": 64}, queue={"max_messages": HELD}
         )
-        numbers = count()
-        self.engine = Engine(config, Random(1))
-        self.encoder = Encoder(lambda: f"{next(numbers):032x}", draws_ids=True, max_message_bytes=1_048_576)
+        self.engine = Engine(self.config, Random(1))
+        self.admission = Admission(self.engine)
+        self.encoder = Encoder(id_source(), draws_ids=True, max_message_bytes=1_048_576)
         self.now = 1_000.0
+        self._home = Home(None, None)
         self._upstream = Upstream()
 
-    def cycle(self, messages: list[Message], watch: Stopwatch) -> list[Delivery]:
+    def cycle(self, way: str, watch: Stopwatch) -> None:
         """A few thousand messages from their producers to their receipts."""
+        messages = [
+            Message(DESTINATION, BODY, queue=f"queue-{number % QUEUES}" if way == "queued" else None)
+            for number in range(HELD)
+        ]
         watch.start()
-        encoded = [self.encoder.encode(message) for message in messages]
-        watch.stop("encode")
-        deliveries = list(self._admitted(messages, encoded))
-        watch.stop("admit")
-        started = self.engine.poll(self.now).start
-        watch.stop("start")
-        replies = [self._reply(batch, watch) for batch in started]
-        watch.start()
-        for batch, reply in zip(started, replies, strict=True):
-            read_reply(reply.body, len(batch.entries), is_group=False)
-        watch.stop("read")
-        self._settle(started, replies)
-        watch.stop("settle")
+        if way == "run":
+            runs = self._hand_in_runs(messages, watch)
+            self._deliver(watch)
+            check([outcome for run in runs for outcome in outcomes_of(run)])
+        else:
+            deliveries = self._hand_in_singly(messages, watch)
+            self._deliver(watch)
+            check([delivery.outcome for delivery in deliveries])
         self.now += 0.01
+
+    def _hand_in_runs(self, messages: Iterable[Message], watch: Stopwatch) -> list[DeliveryRun]:
+        source = iter(messages)
+        runs = [self._next_run(source) for _ in range(HELD // self.engine.lanes.max_messages)]
+        watch.stop("encode")
+        for run in runs:
+            self.engine.offer_run(run)
+        watch.stop("admit")
+        return runs
+
+    def _next_run(self, messages: Iterator[Message]) -> DeliveryRun:
+        """As `Dispatcher._next_run` does."""
+        lanes, room = self.engine.lanes, self.engine.room
+        run = DeliveryRun([], [], [], self.now, self.now + self.config.deliver_within, self._home, True)
+        most, most_bytes = room.reserve(lanes.max_messages, lanes.max_bytes - lanes.max_messages - 1)
+        self.encoder.encode_run(messages, run, most, most_bytes)
+        room.release(most - len(run), most_bytes - run.size_bytes)
+        return run
+
+    def _hand_in_singly(self, messages: Sequence[Message], watch: Stopwatch) -> list[Delivery]:
+        """As `Dispatcher._prepare` and `put_nowait` do, and the pump at the end of the turn."""
+        encode, try_take = self.encoder.encode_plain, self.engine.room.try_take
+        keep = self.admission.admitted.append
+        now, until, home = self.now, self.now + self.config.deliver_within, self._home
+        encoded = [encode(message) for message in messages]
+        watch.stop("encode")
+        for message, plain in zip(messages, encoded, strict=True):
+            if plain is None or not try_take(len(plain[0])):
+                raise RuntimeError("the core does not take what it should hold")
+            data, identity = plain
+            queue = message.queue or None
+            keep(Delivery(message, data, queue, identity, True, True, now, until, None, home, False))
+        deliveries = self.admission.admitted[:]
+        self.admission.tell()
+        watch.stop("admit")
         return deliveries
 
-    def _admitted(self, messages: list[Message], encoded: list[Encoded]) -> Iterator[Delivery]:
-        """As `Dispatcher._make` and `_admit` do."""
-        engine, now = self.engine, self.now
-        for message, one in zip(messages, encoded, strict=True):
-            delivery = Delivery(
-                message,
-                one.data,
-                message.queue or None,
-                one.deduplication_id,
-                one.idempotent,
-                one.owns_id,
-                now,
-                now + 120.0,
-                one.single,
-            )
-            if not engine.room.try_take(len(delivery.data)):
-                raise RuntimeError("the core has no room for what it should hold")
-            engine.offer(delivery)
-            yield delivery
-
-    def _settle(self, started: list[Batch], replies: list[Reply]) -> None:
-        """As the pump does: complete, poll, wake."""
-        for batch, reply in zip(started, replies, strict=True):
-            self.engine.complete(batch, reply, self.now)
-        for entry in self.engine.poll(self.now).settled:
-            assert isinstance(entry, Delivery)
-            entry.wake()
+    def _deliver(self, watch: Stopwatch) -> None:
+        """As the pump does, turn by turn; what a turn starts is answered before the next, until none does."""
+        while True:
+            step = self.engine.poll(self.now)
+            watch.stop("start")
+            self._wake(step)
+            watch.stop("settle")
+            if not step.start:
+                return
+            replies = [self._reply(batch, watch) for batch in step.start]
+            watch.start()
+            for batch, reply in zip(step.start, replies, strict=True):
+                self.engine.complete(batch, reply, self.now)
+            watch.stop("settle")
 
     def _reply(self, batch: Batch, watch: Stopwatch) -> Reply:
         watch.start()
         body = batch.body()
         watch.stop("body")
         return Reply(200, self._upstream.accept(body))
+
+    @staticmethod
+    def _wake(step: Step) -> None:
+        for run in cast("list[HandedRun | DeliveryRun]", step.delivered):
+            run.wake()
+        for delivery in cast("list[Delivery]", step.settled):
+            if delivery.waiters is not None:
+                delivery.wake()
+
+
+def outcomes_of(run: DeliveryRun) -> Sequence[object]:
+    """What became of its messages, as a whole or one by one."""
+    return run.receipts or [entry.outcome for entry in run.entries or ()]
+
+
+def check(outcomes: Sequence[object]) -> None:
+    """Every message has a receipt of its own."""
+    receipts = {outcome.message_id for outcome in outcomes if isinstance(outcome, Receipt)}
+    if len(receipts) != HELD:
+        raise RuntimeError(f"the core delivered {len(receipts)} of {HELD} messages")
 
 
 def calibrate() -> None:
@@ -162,44 +211,49 @@ def calibrate() -> None:
 
 
 def measure(rounds: int = ROUNDS, messages: int = MESSAGES) -> Cost:
-    """The best of some rounds of either, interleaved."""
+    """The best of some rounds of each, interleaved, after one that warms up."""
     calibrations: list[float] = []
-    parts: list[dict[str, float]] = []
+    ways: dict[str, list[dict[str, float]]] = {way: [] for way in WAYS}
     for _ in range(rounds + 1):
-        gc.collect()
-        began = time.process_time()
-        calibrate()
-        calibrations.append((time.process_time() - began) / CALIBRATION_STEPS * 1e6)
-        parts.append(core_round(messages))
-    best = min(parts[1:], key=lambda one: sum(one.values()))
-    return Cost(min(calibrations[1:]), best)
+        for way, measured in ways.items():
+            gc.collect()
+            began = time.process_time()
+            calibrate()
+            calibrations.append((time.process_time() - began) / CALIBRATION_STEPS * 1e6)
+            measured.append(core_round(way, messages))
+    best = {way: min(measured[1:], key=lambda one: sum(one.values())) for way, measured in ways.items()}
+    return Cost(min(calibrations[len(WAYS) :]), best)
 
 
-def core_round(messages: int) -> dict[str, float]:
-    """CPU µs a message of each part; reading replies is inside settling, and taken out of it."""
+def core_round(way: str, messages: int) -> dict[str, float]:
+    """CPU µs a message of each part."""
     core, watch = Core(), Stopwatch()
-    for _ in range(messages // HELD):
-        batch = [Message(DESTINATION, BODY) for _ in range(HELD)]
-        deliveries = core.cycle(batch, watch)
-        if not all(isinstance(delivery.outcome, Receipt) for delivery in deliveries):
-            raise RuntimeError("the core did not deliver every message")
-    done = messages // HELD * HELD
-    cost = {part: seconds / done * 1e6 for part, seconds in watch.seconds.items()}
-    cost["settle"] = max(0.0, cost["settle"] - cost["read"])
-    return cost
+    cycles = messages // HELD
+    for _ in range(cycles):
+        core.cycle(way, watch)
+    return {part: seconds / (cycles * HELD) * 1e6 for part, seconds in watch.seconds.items()}
 
 
 def table(cost: Cost, baseline: Cost | None) -> str:
-    """Each part in µs and in steps of the calibration loop, beside the baseline's."""
+    """Each way and part in µs and in steps of the calibration loop, beside the baseline's."""
     lines = [f"calibration: {cost.calibration_us:.3f} µs a step; a message in the core:"]
-    for part, spent in (*cost.parts_us.items(), ("together", sum(cost.parts_us.values()))):
-        line = f"  {part:9} {spent:7.3f} µs  {spent / cost.calibration_us:6.2f} steps"
-        if baseline is not None:
-            known = {**baseline.parts_us, "together": sum(baseline.parts_us.values())}
-            if part in known:
-                line += f"  (baseline {known[part] / baseline.calibration_us:.2f})"
-        lines.append(line)
+    for way in WAYS:
+        for part in (*PARTS, "together"):
+            line = f"  {way:7} {part:9} {cost.us(way, part):7.3f} µs  {cost.steps(way, part):6.2f} steps"
+            if baseline is not None:
+                line += f"  (baseline {baseline.steps(way, part):.2f})"
+            lines.append(line)
     return "\n".join(lines)
+
+
+def known_cost(path: Path) -> Cost | None:
+    """The baseline; `None` if there is none, or one of other ways and parts than are measured now."""
+    try:
+        cost = msgspec.json.decode(path.read_bytes(), type=Cost)
+    except (FileNotFoundError, msgspec.DecodeError):
+        return None
+    fits = {way: set(parts) for way, parts in cost.ways_us.items()} == {way: set(PARTS) for way in WAYS}
+    return cost if fits else None
 
 
 def main(words: list[str] | None = None) -> int:
@@ -213,24 +267,27 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=ROUNDS, help="default: %(default)s")
     parser.add_argument("--baseline", type=Path, default=BASELINE, help="another file than core_cost.json")
     given = parser.parse_args(words)
-    known: Path = given.baseline
-    baseline = msgspec.json.decode(known.read_bytes(), type=Cost) if known.exists() else None
+    path: Path = given.baseline
+    baseline = known_cost(path)
     cost = measure(given.rounds)
     print(table(cost, baseline))
     if given.update:
-        known.write_bytes(msgspec.json.format(msgspec.json.encode(cost), indent=2) + b"\n")
+        path.write_bytes(msgspec.json.format(msgspec.json.encode(cost), indent=2) + b"\n")
         return 0
     if baseline is None:
-        print("there is no baseline: `--update` writes one", file=sys.stderr)
+        print(f"{path.name} is no baseline of these ways and parts: `--update` writes one", file=sys.stderr)
         return 1
     return judge(cost, baseline)
 
 
 def judge(cost: Cost, baseline: Cost) -> int:
-    """1 if a message has become too dear."""
-    change = cost.ratio / baseline.ratio
-    is_worse = change > WORSE_AT_MOST
-    print(f"{change:.2f} × the baseline; allowed are {WORSE_AT_MOST:.2f}{': too slow' if is_worse else ''}")
+    """1 if a message has become too dear in one of the ways."""
+    is_worse = False
+    for way in WAYS:
+        change = cost.steps(way) / baseline.steps(way)
+        is_worse |= change > WORSE_AT_MOST
+        print(f"{way}: {change:.2f} × the baseline{': too slow' if change > WORSE_AT_MOST else ''}")
+    print(f"allowed are {WORSE_AT_MOST:.2f}")
     return int(is_worse)
 
 

@@ -14,6 +14,7 @@ import asyncio
 import gc
 import sys
 import time
+from math import inf
 from statistics import median
 from typing import TYPE_CHECKING, Final
 
@@ -68,7 +69,8 @@ class Finding(Struct, frozen=True):
 
     def __str__(self) -> str:
         verdict = "holds" if self.holds else "MISSED"
-        return f"{self.name:10} {self.text}; bound {self.bound:g}: {verdict}"
+        judged = "no bound" if self.bound == inf else f"bound {self.bound:g}: {verdict}"
+        return f"{self.name:10} {self.text}; {judged}"
 
 
 def dimensions(messages: int) -> dict[str, Dimension]:

@@ -166,6 +166,52 @@ def markdown_table(rows: Iterable[Figures]) -> str:
     return "\n".join([lines[0], rule, *lines[1:]])
 
 
+def short_table(rows: Iterable[Figures], loop: str) -> str:
+    """What matters most, under one loop, in Markdown."""
+    head = (
+        "",
+        "messages/s",
+        "(min–max)",
+        "CPU µs a message",
+        "of the ceiling",
+        "× SDK batched by hand",
+        "× SDK",
+    )
+    lines = [
+        (
+            one.label,
+            f"{one.messages_per_second.median:,.0f}",
+            f"{one.messages_per_second.min:,.0f}–{one.messages_per_second.max:,.0f}",
+            _micro(one.cpu_us.median),
+            _times(one.of_ceiling),
+            _times(one.times_sdk_batched),
+            _times(one.times_sdk_single),
+        )
+        for one in rows
+        if one.loop in {loop, "none"}
+    ]
+    rule = "|---" + "|---:" * (len(head) - 1) + "|"
+    lines.insert(0, head)
+    written = [f"| {' | '.join(line)} |" for line in lines]
+    return "\n".join([written[0], rule, *written[1:]])
+
+
+def matrix(measured: Sequence[tuple[Configuration, Sequence[Figures]]], loop: str) -> str:
+    """Messages a second of each row in each configuration, under one loop, in Markdown."""
+    names = list(
+        dict.fromkeys(one.label for _, rows in measured for one in rows if one.loop in {loop, "none"})
+    )
+    head = f"| | {' | '.join(str(configuration) for configuration, _ in measured)} |"
+    lines = [head, "|---" + "|---:" * len(measured) + "|"]
+    for name in names:
+        found = [
+            [one for one in rows if one.label == name and one.loop in {loop, "none"}] for _, rows in measured
+        ]
+        values = [f"{some[0].messages_per_second.median:,.0f}" if some else "–" for some in found]
+        lines.append(f"| {name} | {' | '.join(values)} |")
+    return "\n".join(lines)
+
+
 # ------------------------------------------------------------------------------------------------- chart
 
 

@@ -1,4 +1,4 @@
-"""The JSON report: every round, with the method and the machine, but no name or path of it."""
+"""The JSON report, written and read: every round, with the method and the machine, but no name of it."""
 
 from __future__ import annotations
 
@@ -11,14 +11,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
+from msgspec import Struct
 
+from benchmarks.report import Figures
+from benchmarks.rows import Configuration
 from benchmarks.rows_rounds import WARM_UP_SHARE, cores
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from benchmarks.report import Figures
-    from benchmarks.rows import Configuration, Round
+    from benchmarks.rows import Round
     from benchmarks.rows_rounds import Contender, Plan
 
 LIBRARIES: Final = (
@@ -53,6 +55,27 @@ def document(
     return msgspec.json.format(msgspec.json.encode(content), indent=2) + b"\n"
 
 
+class Measured(Struct, frozen=True):
+    """One configuration of a report that was written."""
+
+    configuration: Configuration
+    figures: list[Figures]
+
+
+def read(path: Path) -> tuple[str, list[Measured]]:
+    """A report that was written: the machine in a few words, and what was measured."""
+    content = msgspec.json.decode(path.read_bytes())
+    machine = content["machine"]
+    words = f"{machine['cpu']}, {machine['cores']} cores, {machine['python']}"
+    return words, [
+        Measured(
+            msgspec.convert(one["configuration"], Configuration),
+            [msgspec.convert(row["figures"], Figures) for row in one["rows"]],
+        )
+        for one in content["configurations"]
+    ]
+
+
 def method(plan: Plan) -> dict[str, Any]:
     """How it was measured."""
     return {
@@ -62,6 +85,7 @@ def method(plan: Plan) -> dict[str, Any]:
         "order": "interleaved, each row in a process of its own, each round begins with another row",
         "not_counted": f"one whole round, and {WARM_UP_SHARE:.0%} of each round's messages at its start",
         "timed": "from the first message to the last receipt; client opened and warmed up before",
+        "collector": "frozen after the warm-up, threshold raised" if plan.spares_collector else "default",
         "cpu": "user and system time of the client's process",
         "ratios": "of the medians of messages a second, and of CPU time a message, under the same loop",
         "pinned": cores()[0] is not None,
@@ -84,7 +108,8 @@ def machine() -> dict[str, Any]:
 
 def machine_line() -> str:
     """The same in a few words."""
-    return f"{cpu_model()}, {os.cpu_count()} cores, Python {platform.python_version()}"
+    name = f"{platform.python_implementation()} {platform.python_version()}"
+    return f"{cpu_model()}, {os.cpu_count()} cores, {name}"
 
 
 def cpu_model() -> str:

@@ -52,6 +52,8 @@ class Job(Struct, frozen=True):
     other_cpu: int | None = None
     """The core of the upstream, and of whatever only feeds the client."""
     ca_file: str | None = None
+    spares_collector: bool = True
+    """As this project's commands do: objects made before are frozen, and collections are rarer."""
 
     @property
     def body(self) -> str:

@@ -20,7 +20,7 @@ import msgspec
 from benchmarks.peers_syslog import peak_bytes
 from benchmarks.rows import ROWS, Driver, Job, Round
 from benchmarks.upstream_process import report, spent
-from dispatcher.cli.loop import loop_factory
+from dispatcher.cli.loop import loop_factory, spare_collector
 
 
 def main() -> None:
@@ -42,7 +42,10 @@ async def timed(job: Job) -> Round:
     """
     async with ROWS[job.row].opener()(job) as driver:
         _check(job, await driver.send(job.warm_up), job.warm_up, "confirmed to the client")
-        gc.collect()
+        if job.spares_collector:
+            spare_collector()
+        else:
+            gc.collect()
         cpu_of = driver.cpu_seconds or time.process_time
         before = report(job.url)
         cpu, began = cpu_of(), time.perf_counter()

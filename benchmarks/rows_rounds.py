@@ -47,6 +47,8 @@ class Plan(Struct, frozen=True):
     """A round of a row, about."""
     messages: int | None = None
     """In each round, instead."""
+    spares_collector: bool = True
+    """Whether each row's process has its garbage collector look less often."""
 
 
 class Site(NamedTuple):
@@ -116,7 +118,7 @@ def play(
             turn = number % len(contenders)
             for one in (*contenders[turn:], *contenders[:turn]):
                 tell(f"round {number} of {plan.rounds}: {one.row}, {one.loop}")
-                took = timed(job_of(one, configuration, sizes[one], where))
+                took = timed(job_of(one, configuration, sizes[one], where, plan))
                 if number:
                     counted[one].append(took)
                 else:
@@ -124,7 +126,7 @@ def play(
     return counted
 
 
-def job_of(contender: Contender, configuration: Configuration, messages: int, where: Site) -> Job:
+def job_of(contender: Contender, configuration: Configuration, messages: int, where: Site, plan: Plan) -> Job:
     """One round's orders."""
     return Job(
         row=contender.row,
@@ -137,6 +139,7 @@ def job_of(contender: Contender, configuration: Configuration, messages: int, wh
         cpu=where.cpu,
         other_cpu=where.other_cpu,
         ca_file=None if where.ca_file is None else str(where.ca_file),
+        spares_collector=plan.spares_collector,
     )
 
 

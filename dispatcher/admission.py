@@ -22,16 +22,18 @@ if TYPE_CHECKING:
 class Admission:
     """Deliveries that have room, on their way to the core."""
 
-    __slots__ = ("_engine", "admitted")
+    __slots__ = ("_engine", "_is_broken", "admitted")
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
+        self._is_broken = False
+        """The core failed while it was told: what it has of that, and what not, is found out by `give_up`."""
         self.admitted: list[Delivery] = []
         """Added to directly: one call less for each message."""
 
     def tell(self) -> None:
         """Offer what was admitted since the last time."""
-        if not self.admitted:
+        if not self.admitted or self._is_broken:
             return
         told = self.admitted[:]
         self.admitted.clear()  # the same list: whoever adds to it may have it in hand
@@ -46,7 +48,8 @@ class Admission:
                 else:
                     engine.offer_run(run)
         except BaseException:
-            self.admitted += told  # some of which the core may have, and settle
+            self._is_broken = True
+            self.admitted += told
             raise
 
     def give_up(self, why: str) -> list[Delivery]:

@@ -11,7 +11,7 @@ import asyncio
 import inspect
 from copy import copy
 from dataclasses import replace
-from itertools import chain
+from itertools import chain, islice
 from threading import get_ident
 from typing import TYPE_CHECKING, Any, Final, Self, TypeVar, cast
 
@@ -365,15 +365,18 @@ class Dispatcher:
             return None
         self._pump.schedule()
         odd: Message | UnsetType = UNSET
+        most = self._engine.lanes.max_messages
         while True:
             run, odd, is_over = self._next_run(messages if odd is UNSET else chain((odd,), messages), places)
             if is_over:
                 return None
-            if odd is UNSET or len(run):
+            if odd is UNSET or 2 * len(run) >= most:
                 continue  # what had no place in that run may have one in the next
-            unplaced = self._submit_one(odd, places)
-            if unplaced is not None:
-                return unplaced
+            # They are of many kinds, or of another: go on one by one for a while.
+            for message in islice(chain((odd,), messages), most):
+                unplaced = self._submit_one(message, places)
+                if unplaced is not None:
+                    return unplaced
             odd = UNSET
 
     def _next_run(
@@ -390,15 +393,25 @@ class Dispatcher:
             odd = encode_run(messages, run, most, most_bytes) if most else next(messages, UNSET)
         finally:  # also if the iterable breaks off
             room.release(most - len(run), most_bytes - run.size_bytes)
-            if 2 * len(run) >= lanes.max_messages or 2 * run.size_bytes >= lanes.max_bytes:
-                pump.admission.tell()
-                self._engine.offer_run(run)
-                places.append_run(run)
-            else:  # it should have company, for which it must be open
-                deliveries = cast("list[Delivery]", run.open())
-                pump.admission.admitted += deliveries
-                places.extend(deliveries)
+            self._take_in(run, places)
         return run, odd, odd is UNSET and len(run) < max(1, most)
+
+    def _take_in(self, run: DeliveryRun, places: Places) -> None:
+        """Hand a run that has its room to the core; what is far from full needs company, and is opened."""
+        admission, lanes = self._pump.admission, self._engine.lanes
+        if 2 * len(run) < lanes.max_messages and 2 * run.size_bytes < lanes.max_bytes:
+            deliveries = cast("list[Delivery]", run.open())
+            admission.admitted += deliveries
+            places.extend(deliveries)
+            return
+        try:
+            admission.tell()
+            self._engine.offer_run(run)
+        except BaseException as error:
+            admission.admitted += cast("list[Delivery]", run.open())  # to be given up with the rest
+            self._pump.fail(error)
+            raise
+        places.append_run(run)
 
     def _submit_one(self, message: Message, places: Places) -> Delivery | None:
         """The same for one message of any kind."""

@@ -129,6 +129,7 @@ class HTTPTransport:
         self._session = aiohttp.ClientSession(
             connector=connector,
             headers={"User-Agent": USER_AGENT},
+            skip_auto_headers=_NOT_OURS,
             cookie_jar=aiohttp.DummyCookieJar(),
             raise_for_status=False,
             auto_decompress=True,
@@ -169,7 +170,6 @@ class HTTPTransport:
                     url,
                     data=payload,
                     headers=headers,
-                    skip_auto_headers=_NOT_OURS,
                     allow_redirects=False,
                     timeout=bounds,
                     proxy=self._proxy,

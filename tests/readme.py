@@ -1,6 +1,7 @@
 """The README in parts: its blocks, its generated sections, its links.
 
-`python -m tests.readme` writes the generated sections (errors, settings, metrics) anew.
+`python -m tests.readme` writes the generated sections (errors, settings, metrics, speed) anew, the last one
+from the figures in `benchmarks/results`.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ import re
 from textwrap import dedent
 from typing import TYPE_CHECKING, NamedTuple
 
+from benchmarks import report_files
+from benchmarks.report import short_table
 from dispatcher import errors
 from dispatcher.config import settings_table
 from dispatcher.metrics import metrics_table
@@ -18,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 README = ROOT / "README.md"
+RESULTS = ROOT / "benchmarks" / "results"
 FENCE = re.compile(r"^```([a-z]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -51,10 +55,19 @@ def error_tree() -> str:
     return f"```text\n{dedent(tree).rstrip()}\n```"
 
 
+def speed_table() -> str:
+    """The headline's figures, as they were measured last."""
+    machine, (headline,) = report_files.read(RESULTS / "headline.json")
+    words = str(headline.configuration)
+    caption = f"{words[0].upper()}{words[1:]}; uvloop; {machine}. Medians, with the least and the most."
+    return f"{short_table(headline.figures, 'uvloop')}\n\n{caption}"
+
+
 GENERATED: dict[str, Callable[[], str]] = {
     "errors": error_tree,
     "settings": settings_table,
     "metrics": metrics_table,
+    "speed": speed_table,
 }
 
 

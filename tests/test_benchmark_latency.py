@@ -287,7 +287,7 @@ def test_the_command_prints_every_figure(capsys: pytest.CaptureFixture[str]) -> 
     assert [line.split()[0] for line in lines] == [
         *["calm"] * len(latency.LOOPS),
         *["half"] * len(latency.LOOPS),
-        *["frozen"] * len(latency.LOOPS),
+        *["untuned"] * len(latency.LOOPS),
         *["full"] * len(latency.LOOPS) * loads,
     ]
     assert all(line.endswith(": holds") for line in lines)
@@ -307,11 +307,11 @@ def test_a_missed_bound_fails_the_command(name: str, capsys: pytest.CaptureFixtu
 @pytest.mark.parametrize(
     ("words", "known"),
     [
-        (["--only", "calm,some"], "calm, half, frozen, full"),
+        (["--only", "calm,some"], "calm, half, untuned, full"),
         (["--loop", "trio"], ", ".join(latency.LOOPS)),
-        (["--bound", "calm"], "calm, half, frozen, full"),
-        (["--bound", "some=1"], "calm, half, frozen, full"),
-        (["--bound", "calm=-1"], "calm, half, frozen, full"),
+        (["--bound", "calm"], "calm, half, untuned, full"),
+        (["--bound", "some=1"], "calm, half, untuned, full"),
+        (["--bound", "calm=-1"], "calm, half, untuned, full"),
     ],
 )
 def test_what_the_command_does_not_know_it_refuses(

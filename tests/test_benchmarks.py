@@ -321,37 +321,59 @@ def test_a_wrong_flag_says_what_would_be_right(words: str, capsys: pytest.Captur
 # ---------------------------------------------------------------------------------- core cost and growth
 
 
+def scaled(cost: core_cost.Cost, factor: float, *ways: str) -> core_cost.Cost:
+    """The same with some ways so many times as dear."""
+    ways_us = {
+        way: {part: us * factor if way in ways else us for part, us in parts.items()}
+        for way, parts in cost.ways_us.items()
+    }
+    return core_cost.Cost(cost.calibration_us, ways_us)
+
+
 def test_the_cost_of_the_core_is_judged_by_its_ratio(capsys: pytest.CaptureFixture[str]) -> None:
-    """A slower machine is no slower core; a core that got more than 15 % dearer is."""
+    """A slower machine is no slower core; one more than 15 % dearer in any way is, and it is named."""
     cost = core_cost.measure(rounds=1, messages=core_cost.HELD)
-    assert set(cost.parts_us) == set(core_cost.PARTS)
-    assert all(spent > 0 for part, spent in cost.parts_us.items() if part not in ("read", "settle"))
-    slow = core_cost.Cost(cost.calibration_us * 3, {part: us * 3 for part, us in cost.parts_us.items()})
+    for way in core_cost.WAYS:
+        assert all(cost.us(way, part) > 0 for part in core_cost.PARTS)
+    slow = core_cost.Cost(cost.calibration_us * 3, scaled(cost, 3, *core_cost.WAYS).ways_us)
     assert core_cost.judge(slow, cost) == 0
-    dear = core_cost.Cost(cost.calibration_us, {part: us * 1.2 for part, us in cost.parts_us.items()})
-    assert core_cost.judge(dear, cost) == 1
-    assert core_cost.judge(cost, dear) == 0
-    assert "too slow" in capsys.readouterr().out
+    assert "too slow" not in capsys.readouterr().out
+    cheap = scaled(cost, 0.5, *core_cost.WAYS)
+    for way in core_cost.WAYS:
+        assert core_cost.judge(scaled(cheap, 2.4, way), cost) == 1
+        too_slow = [line for line in capsys.readouterr().out.splitlines() if "too slow" in line]
+        assert too_slow == [f"{way}: 1.20 × the baseline: too slow"]
+        assert core_cost.judge(cost, scaled(cost, 1.2, way)) == 0
 
 
-def test_the_baseline_names_every_part() -> None:
+@pytest.mark.parametrize("way", core_cost.WAYS)
+def test_only_what_is_delivered_has_a_cost(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A core whose requests all fail would be a cheap one."""
+    monkeypatch.setattr(Upstream, "accept", lambda *_: b"[]")
+    with pytest.raises(RuntimeError, match="delivered 0 of"):
+        core_cost.core_round(way, core_cost.HELD)
+
+
+def test_the_baseline_names_every_way_and_part() -> None:
     """What is compared with is there."""
-    baseline = json.loads(core_cost.BASELINE.read_text())
-    assert set(baseline["parts_us"]) == set(core_cost.PARTS)
-    assert baseline["calibration_us"] > 0
+    assert core_cost.known_cost(core_cost.BASELINE) is not None
 
 
 def test_without_a_baseline_the_guard_fails(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Until one is written; then it is compared with."""
-    cost = core_cost.Cost(0.1, dict.fromkeys(core_cost.PARTS, 0.2))
+    """Nor is one of other ways any; until one is written, which is compared with then."""
+    cost = core_cost.Cost(0.1, {way: dict.fromkeys(core_cost.PARTS, 0.2) for way in core_cost.WAYS})
     monkeypatch.setattr(core_cost, "measure", lambda _: cost)
-    words = ["--baseline", str(tmp_path / "cost.json")]
+    words = ["--baseline", str(path := tmp_path / "cost.json")]
     assert core_cost.main(words) == 1
+    path.write_bytes(msgspec.json.encode(core_cost.Cost(0.1, {"run": cost.ways_us["run"]})))
+    assert core_cost.main(words) == 1
+    assert "cost.json is no baseline of these ways" in capsys.readouterr().err
     assert core_cost.main([*words, "--update"]) == 0
     assert core_cost.main(words) == 0
-    assert "1.00 × the baseline" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert all(f"{way}: 1.00 × the baseline" in printed for way in core_cost.WAYS)
 
 
 @pytest.mark.parametrize("name", growth.dimensions(0))

@@ -30,6 +30,7 @@ from dispatcher.bench.result import Report, sum_up
 from dispatcher.bench.schedule import constant
 from dispatcher.bench.targets import LibraryTarget, Stopwatch
 from dispatcher.cli._demo_upstream import Upstream
+from dispatcher.cli.loop import spare_collector
 from dispatcher.config import Config, settings
 from dispatcher.dispatcher import Dispatcher
 from dispatcher.transport import HTTPTransport
@@ -49,8 +50,6 @@ if TYPE_CHECKING:
 SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 SIGNALS_PATIENCE: Final = 2
 """After so many, the next one ends the process."""
-GC_THRESHOLD: Final = 50_000
-"""Messages are freed by reference counts; walking over them every 700 allocations would find nothing."""
 WINDOW_SECONDS: Final = 60.0
 """For which the local upstream remembers a deduplication id."""
 WARM_UP_DRAIN: Final = 5.0
@@ -186,7 +185,7 @@ class Session:
 
 async def bench(plan: Plan, screen: Screen, *, has_progress: bool) -> Report:
     """Do what is planned, and report. Raises `DispatcherError`."""
-    gc.set_threshold(GC_THRESHOLD)
+    spare_collector()
     session = Session(plan, screen, has_progress=has_progress)
     with _signals_ask(session.stop, screen):
         if plan.goal is None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import gc
 import math
 import os
 import secrets
@@ -12,7 +11,7 @@ import signal
 from pathlib import Path
 from typing import Final, TypeVar
 
-from dispatcher.cli.loop import run_in_loop
+from dispatcher.cli.loop import run_in_loop, spare_collector
 from dispatcher.devserver.faults import KINDS, NAMES, FaultPlan
 from dispatcher.devserver.kinds import DURATIONS, ITEM_RATES, LIMITS
 from dispatcher.devserver.latency import ALLOWED as LATENCY_FORMS
@@ -23,8 +22,6 @@ from dispatcher.errors import ConfigError
 Number = TypeVar("Number", int, float)
 PORT: Final = 8089
 TOKEN_BYTES: Final = 16
-GC_THRESHOLD: Final = 50_000
-"""Accepted messages are long-lived and hold no cycles: the default of 700 would walk them for nothing."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -68,7 +65,6 @@ def run(arguments: argparse.Namespace) -> int:
         port=_port(arguments.port),
         state=arguments.state,
     )
-    gc.set_threshold(GC_THRESHOLD)
     run_in_loop(_serve(upstream, arguments.port_file))
     return 0
 
@@ -108,7 +104,7 @@ async def _serve(upstream: LocalUpstream, port_file: Path | None) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)
     async with upstream:
-        gc.freeze()
+        spare_collector()
         if port_file is not None:
             _write_port(port_file, upstream.port)
         print(f"local upstream at {upstream.url} (records messages, delivers none; Ctrl-C stops it)")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import gc
 import os
 import signal
 import sys
@@ -23,7 +22,7 @@ from dispatcher.cli._outputs import Outputs
 from dispatcher.cli._pipeline import Pipeline, Stop, Totals
 from dispatcher.cli._records import BAD_LINE
 from dispatcher.cli._screen import Screen, library_log_on, show_progress, tell_silence
-from dispatcher.cli.loop import run_in_loop
+from dispatcher.cli.loop import run_in_loop, spare_collector
 from dispatcher.config import Config, add_settings_arguments, overrides_from
 from dispatcher.dispatcher import Dispatcher
 from dispatcher.sources import TOKEN_FILE
@@ -34,8 +33,6 @@ if TYPE_CHECKING:
     from dispatcher.statistics import Statistics
 
 NAME: Final = "dispatcher send"
-GC_THRESHOLD: Final = 50_000
-"""What is held is freed by reference counts; walking over it every 700 allocations would find nothing."""
 BAD_LINES: Final = (BAD_LINE, "MessageInvalid", "MessageTooLarge")
 SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 
@@ -106,7 +103,7 @@ def run(arguments: argparse.Namespace) -> int:
             screen.fail(_why_unwritable(error))
             return EXIT_USAGE
         with outputs, library_log_on(screen):
-            gc.set_threshold(GC_THRESHOLD)
+            spare_collector()
             has_progress = not (arguments.quiet or arguments.no_progress) and screen.is_terminal
             return run_in_loop(_send(config, source, outputs, screen, has_progress=has_progress))
 

@@ -268,13 +268,17 @@ class Accumulator:
         ring = self._ring
         touched: dict[int, tuple[Lane, int]] = {}
         aside: list[Lane] = []
-        is_full = False
+        is_full = has_lone = False
         while ring and not is_full and len(aside) < self.max_messages:
             lane = ring[0]
             if lane.count == 0 or lane.is_muted:
                 ring.popleft()
                 lane.is_queued = False
                 lane.deficit = 0
+                continue
+            if lane.count == 1 and self._is_lone(lane):
+                has_lone = True
+                size, is_full = self._take_lone(entries, size)
                 continue
             head = self._head(lane)
             if entries and head is not None and head.single is not None:
@@ -297,7 +301,7 @@ class Accumulator:
             self._mute(lane, left)
         if not entries:
             return None
-        return Batch(entries, size, "", single=entries[0].single, has_ordered=bool(touched))
+        return Batch(entries, size, "", single=entries[0].single, has_ordered=bool(touched) or has_lone)
 
     def take_alone(self) -> Batch | None:
         """The next message that travels alone, with nothing else being due."""
@@ -338,6 +342,40 @@ class Accumulator:
         self._remove(lane, len(entries), size)
         lane.deficit = 0
         return Batch(entries, size, "")
+
+    @staticmethod
+    def _is_lone(lane: Lane) -> bool:
+        """All that this ordered lane has is one message, which may be batched."""
+        waiting = lane.waiting
+        return lane.ordered and lane.count == len(waiting) == 1 and waiting[0].single is None
+
+    def _take_lone(self, entries: list[Entry], size: int) -> tuple[int, bool]:
+        """Move the only messages of the lanes at the ring's front into the batch, in few steps for each."""
+        ring, space = self._ring, self.max_bytes - 2
+        messages = taken_bytes = 0
+        is_full = False
+        while not is_full and ring and self._is_lone(ring[0]) and not ring[0].is_muted:
+            lane = ring[0]
+            entry = lane.waiting[0]
+            cost = len(entry.data)
+            if entries and size + cost + len(entries) > space:
+                is_full = True
+                break
+            ring.popleft()
+            lane.waiting.popleft()
+            lane.is_queued = False
+            lane.count = lane.size_bytes = lane.deficit = 0
+            lane.unresolved, lane.head_at = 1, -1.0
+            entries.append(entry)
+            size += cost
+            taken_bytes += cost
+            messages += 1
+            is_full = len(entries) == self.max_messages or size >= space
+        self.waiting_messages -= messages
+        self.waiting_bytes -= taken_bytes
+        self.sendable_messages -= messages
+        self.sendable_bytes -= taken_bytes
+        return size, is_full
 
     def _take_from(self, lane: Lane, entries: list[Entry], size: int) -> tuple[int, bool]:
         """Move entries of one lane into the batch until its turn, its entries or the batch ends."""

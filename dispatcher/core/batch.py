@@ -96,7 +96,7 @@ class Trouble(Struct):
         self.history.append(attempt)
 
 
-class Lane(Struct, eq=False):
+class Lane(Struct, eq=False, gc=False):
     """Messages that keep an order among themselves; the default lane keeps none."""
 
     key: str | None

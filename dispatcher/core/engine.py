@@ -321,7 +321,8 @@ class Engine:
         batch.started_at = self._started_at = now
         batch.timeout = timeout = self.config.transport.attempt_timeout
         if earliest - now < timeout:
-            latest = max(entry.deadline for entry in batch.entries)
+            run = batch.run
+            latest = run.deadline if run is not None else max(entry.deadline for entry in batch.entries)
             batch.timeout = max(TIMEOUT_MIN, min(timeout, latest - now))
         self.out[batch.number] = batch
         add(self.tally.batches, batch.reason)

@@ -8,7 +8,7 @@ from random import Random
 from typing import TYPE_CHECKING, Any
 
 from dispatcher.config import Config
-from dispatcher.core.batch import CERTAINTIES, Batch, Entry, Failure, Reply, SingleRequest, Step
+from dispatcher.core.batch import CERTAINTIES, Batch, Entry, Failure, Reply, Run, SingleRequest, Step
 from dispatcher.core.engine import Engine
 from dispatcher.core.invariants import check
 from dispatcher.errors import (
@@ -22,6 +22,7 @@ from dispatcher.errors import (
     RetriesExhausted,
 )
 from dispatcher.message import Message, Receipt
+from tests.core.known_run import KnownRun, carried, delivered, known_run, offer_run
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -83,6 +84,8 @@ class Rig:
         self.out: list[Batch] = []
         """Started and not answered, oldest first."""
         self.settled: list[Entry] = []
+        self.delivered: list[Run] = []
+        """What of it has settled as a whole."""
         self.started: list[Batch] = []
 
     def put(self, number: int = 1, **shape: Any) -> list[Entry]:
@@ -96,17 +99,28 @@ class Rig:
             self.engine.offer(entry)
         return entries
 
+    def put_run(self, number: int, **shape: Any) -> KnownRun:
+        """Admit that many plain entries of one shape together."""
+        shape.setdefault("within", self.engine.config.deliver_within)
+        names = [f"id-{self.engine.tally.admitted + place}" for place in range(number)]
+        run = known_run([make_entry(admitted_at=self.now, identity=name, **shape) for name in names])
+        assert self.engine.room.reserve(number, run.size_bytes) == (number, run.size_bytes)
+        offer_run(self.engine, run)
+        return run
+
     def poll(self) -> list[Batch]:
         """Poll once, check every invariant; what has started."""
         step: Step = self.engine.poll(self.now)
         assert step.wake_at > self.now
         self.out += step.start
         self.started += step.start
-        self.settled += step.settled
+        left = [*step.settled, *(entry for run in step.delivered for entry in delivered(run))]
+        self.settled += left
+        self.delivered += step.delivered
         self.wake_at = step.wake_at
         if self.is_checked:
             check(self.engine)
-        for entry in step.settled:
+        for entry in left:
             check_outcome(entry)
         expected = Counter(word_of(entry) for entry in self.settled)
         assert expected == self.engine.tally.finished, "outcomes are counted under other words"
@@ -138,11 +152,11 @@ class Rig:
 
     def ok(self, batch: Batch) -> list[Batch]:
         """The service takes everything; ids tell the entries apart."""
-        return self.answer(batch, accepted(batch.entries))
+        return self.answer(batch, accepted(carried(batch)))
 
     def errors(self, batch: Batch, *positions: int) -> list[Batch]:
         """The service takes everything but these positions."""
-        values: list[object] = [{"messageId": f"m{entry.number}"} for entry in batch.entries]
+        values: list[object] = [{"messageId": f"m{entry.number}"} for entry in carried(batch)]
         for position in positions:
             values[position] = {"error": "try again later"}
         return self.answer(batch, Reply(200, json.dumps(values).encode()))
@@ -196,7 +210,7 @@ class Rig:
         while self.out:
             batch = self.out[0]
             requests += 1
-            if any(refuses(entry) for entry in batch.entries):
+            if any(refuses(entry) for entry in carried(batch)):
                 self.refuse(batch, status, text)
             else:
                 self.ok(batch)
@@ -205,7 +219,7 @@ class Rig:
     @property
     def numbers(self) -> list[list[int]]:
         """Admission numbers in every request so far."""
-        return [numbers(batch.entries) for batch in self.started]
+        return [numbers(carried(batch)) for batch in self.started]
 
 
 def accepted(entries: Sequence[Entry]) -> Reply:

@@ -16,9 +16,11 @@ from dispatcher.core.replies import (
     Unclear,
     clip,
     error_text,
+    read_receipts,
     read_reply,
     read_single_reply,
 )
+from dispatcher.message import Receipt
 
 ENDPOINT = {"messageId": "a", "url": "https://a.example"}
 
@@ -214,3 +216,99 @@ def test_an_error_that_is_no_text() -> None:
     """It is shown as it is."""
     (outcome,) = read_reply(b'[{"error":{"code":7}}]', 1, is_group=False) or ()
     assert outcome == NotAccepted("{'code': 7}")
+
+
+# ------------------------------------------------------------------------------------- receipts in one go
+
+
+def taken(value: object, expected: int) -> list[Receipt] | None:
+    return read_receipts(json.dumps(value).encode(), expected)
+
+
+def test_receipts_of_a_batch_of_which_all_was_taken() -> None:
+    """One for each position, with what the service says and nothing else."""
+    assert taken([{"messageId": "a"}, {"messageId": "b", "deduplicated": True}], 2) == [
+        Receipt("a", False, None, 1, False, ()),
+        Receipt("b", True, None, 1, False, ()),
+    ]
+
+
+@pytest.mark.parametrize(
+    "strange",
+    [
+        {"attempts": 7},
+        {"endpoints": [{"url": "u"}]},
+        {"deduplication_id": "x", "deduplicationId": "x"},
+        {"duplicate_possible": True, "duplicatePossible": True},
+        {"message_id": "x"},
+        {"url": "https://a.example", "state": {"deep": [1, None]}},
+    ],
+)
+def test_fields_of_the_service_do_not_reach_a_receipt(strange: dict[str, object]) -> None:
+    """Whatever they are called and hold: only `messageId` and `deduplicated` are read."""
+    assert taken([{**strange, "messageId": "a"}], 1) == [Receipt("a")]
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {},
+        {"messageId": None},
+        {"messageId": ""},
+        {"messageId": 7},
+        {"messageId": ["a"]},
+        {"message_id": "a"},
+        {"error": "no"},
+        {"messageId": None, "error": "no"},
+        {"messageId": "a", "deduplicated": "yes"},
+        {"messageId": "a", "deduplicated": None},
+        [{"messageId": "a", "url": "u"}],
+        [],
+        "a",
+        7,
+        None,
+    ],
+)
+def test_one_entry_that_is_not_plain_leaves_all_to_the_careful_way(entry: object) -> None:
+    """Wherever it stands."""
+    assert taken([entry, {"messageId": "b"}], 2) is None
+    assert taken([{"messageId": "b"}, entry], 2) is None
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        *(b"", b"[", b"null", b"{}", b"[]", b"\xff", b"[" * 100_000),
+        *(b'[{"messageId":"a"}', b'[{"messageId":"a"}]x', b'{"messageId":"a"}', b'[{"messageId":"a"}]'),
+        b'[{"messageId":"\xff"},{"messageId":"b"}]',
+    ],
+)
+def test_a_body_that_does_not_match_has_no_receipts(body: bytes) -> None:
+    """Too few, too many, no array, no JSON."""
+    assert read_receipts(body, 2) is None
+
+
+_entries = st.one_of(
+    st.fixed_dictionaries(
+        {},
+        optional={
+            "messageId": st.sampled_from(["a", "b", "é", "", None, 7]),
+            "deduplicated": st.sampled_from([True, False, None, 1, "yes"]),
+            "error": st.sampled_from(["no", None]),
+            "url": st.just("u"),
+            "attempts": st.integers(),
+        },
+    ),
+    st.sampled_from([None, [], [ENDPOINT], "a", 7]),
+)
+
+
+@given(st.lists(_entries, max_size=4), st.integers(0, 4))
+def test_receipts_say_what_the_careful_way_says(entries: list[object], expected: int) -> None:
+    """If there are any at all: the same ids, in the same places."""
+    body = json.dumps(entries).encode()
+    receipts = read_receipts(body, expected)
+    if receipts is not None:
+        careful = read_reply(body, expected, is_group=False)
+        assert careful == tuple(Accepted(str(one.message_id), one.deduplicated) for one in receipts)
+        assert all(one == Receipt(one.message_id, one.deduplicated) for one in receipts)

@@ -134,7 +134,9 @@ def test_releasing_more_than_was_taken_is_our_own_bug() -> None:
         room().release(1, 0)
 
 
-@given(st.lists(st.tuples(st.sampled_from(["take", "wait", "release", "cancel"]), st.integers(1, 60))))
+@given(
+    st.lists(st.tuples(st.sampled_from(["take", "wait", "release", "cancel", "reserve"]), st.integers(1, 60)))
+)
 def test_bounds_and_order_hold_for_any_sequence(steps: list[tuple[str, int]]) -> None:
     """Whatever is asked in whatever order: bounds, arithmetic, order of service, nobody forgotten."""
     one: Room[int] = Room(5, 100, 0.75)
@@ -144,6 +146,14 @@ def test_bounds_and_order_hold_for_any_sequence(steps: list[tuple[str, int]]) ->
         if what == "take" and one.try_take(size):
             assert not line
             held.append(size)
+        elif what == "reserve":
+            reserved = one.reserve(size // 10, size)
+            assert not line or reserved == (0, 0)
+            if min(reserved):
+                one.release(reserved[0] - 1, 0)
+                held.append(reserved[1])
+            else:
+                one.release(*reserved)
         elif what == "wait":
             line.append((index, size, one.wait(index, size)))
         elif what == "release" and held:
@@ -157,6 +167,38 @@ def test_bounds_and_order_hold_for_any_sequence(steps: list[tuple[str, int]]) ->
         assert len(held) <= 5
         assert sum(held) <= 100
         assert held or not line
+
+
+def test_reserving_takes_what_there_is() -> None:
+    """Up to so many messages and bytes, never past a bound; what was not used is released."""
+    one = room(4, 100)
+    assert one.reserve(3, 60) == (3, 60)
+    assert one.reserve(3, 60) == (1, 40)
+    assert (one.held_messages, one.held_bytes) == (4, 100)
+    assert one.reserve(3, 60) == (0, 0)
+    one.release(2, 50)
+    assert one.reserve(1, 500) == (1, 50)
+    assert one.reserve(5, 1) == (1, 0)
+
+
+def test_nothing_is_reserved_past_those_who_wait() -> None:
+    """They were first; once they are served, there is what is left."""
+    one = room(4, 100)
+    assert one.try_take(100)
+    one.wait("first", 10)
+    one.release(1, 100)
+    assert one.reserve(2, 20) == (0, 0)
+    assert one.grants() == ["first"]
+    assert one.reserve(9, 900) == (3, 90)
+
+
+def test_reserving_where_one_message_is_above_the_whole_room() -> None:
+    """There are no bytes left, and none are given back by asking."""
+    one = room(4, 100)
+    assert one.try_take(150)
+    assert one.reserve(3, 10) == (3, 0)
+    assert (one.held_messages, one.held_bytes) == (4, 150)
+    assert room(4, 100).reserve(2, -5) == (2, 0)
 
 
 def test_dismissing_sends_everyone_away_once() -> None:

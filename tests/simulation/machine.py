@@ -8,6 +8,7 @@ knows what was accepted, so that certainties, receipts, order and doubles are ju
 from __future__ import annotations
 
 import json
+from itertools import count
 from random import Random
 from typing import Any, Final
 
@@ -15,10 +16,11 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
 from dispatcher.config import Config, Queue
-from dispatcher.core.batch import IN_FLIGHT, SETTLED, Batch, Entry, Failure, Reply
+from dispatcher.core.batch import IN_FLIGHT, SETTLED, WAITING, Batch, Entry, Failure, Reply
 from dispatcher.core.engine import Engine
 from dispatcher.errors import Abandoned, DeliveryError
 from dispatcher.message import Receipt
+from tests.core.known_run import carried, delivered, known_run, offer_run
 from tests.core.rig import UNIX, make_entry
 from tests.simulation.watch import Watch
 
@@ -27,6 +29,8 @@ POISONS: Final = (0, 0, 0, 0, 0, 0, 400, 404, 413, 500)
 STATUSES: Final = (300, 400, 401, 403, 404, 409, 412, 413, 422, 429, 500, 502, 503, 504)
 FAILURES: Final = ("connect", "disconnect", "timeout", "reply")
 INF: Final = float("inf")
+SPIN_STEPS: Final = 3_000
+"""So many steps while the clock moves once are a busy loop."""
 
 
 class SmallService:
@@ -74,13 +78,21 @@ class EngineMachine(RuleBasedStateMachine):
     @initialize(
         slots=st.integers(1, 4),
         messages=st.integers(1, 5),
+        size=st.sampled_from([1_000_000, 150]),
         attempts=st.sampled_from([None, None, 3]),
         linger=st.sampled_from([0.0, 0.01, 1.0]),
         mode=st.sampled_from(["adaptive", "fixed"]),
         seed=st.integers(0, 9),
     )
     def open(
-        self, slots: int, messages: int, attempts: int | None, linger: float, mode: str, seed: int
+        self,
+        slots: int,
+        messages: int,
+        size: int,
+        attempts: int | None,
+        linger: float,
+        mode: str,
+        seed: int,
     ) -> None:
         """Make the engine."""
         config = Config.load(
@@ -90,6 +102,7 @@ class EngineMachine(RuleBasedStateMachine):
             limit_mode=mode,
             retry_budget=28,
             batch_max_messages=messages,
+            batch_max_bytes=size,
             batch_linger=linger,
             retry_max_attempts=attempts,
             retry_error_entry_attempts=3,
@@ -132,6 +145,29 @@ class EngineMachine(RuleBasedStateMachine):
         self.poisons[self.entries[-1].number] = poison
         self._pump()
 
+    @rule(
+        poison=st.sampled_from(POISONS),
+        within=st.sampled_from([0.5, 5.0, 60.0, 300.0, 300.0]),
+        size=st.sampled_from([1, 10, 60]),
+        number=st.integers(1, 5),
+    )
+    def offer_run(self, poison: int, within: float, size: int, number: int) -> None:
+        """Admit some together, the last of which may be poisonous; they may be more than a batch takes."""
+        if self.engine.is_draining:
+            return
+        entries = [
+            make_entry(size=size, admitted_at=self.now, within=within, identity=f"id-{len(self.entries) + i}")
+            for i in range(number)
+        ]
+        assert self.engine.room.reserve(number, number * size) == (number, number * size)
+        run = known_run(entries)
+        offer_run(self.engine, run)
+        for entry in entries:
+            self.watch.on_offer(entry)
+        self.entries += entries
+        self.poisons[entries[-1].number] = poison
+        self._pump()
+
     @precondition(lambda self: self.out)
     @rule(place=st.integers(0, 3), failing=st.sets(st.integers(0, 4), max_size=1))
     def serve(self, place: int, failing: set[int]) -> None:
@@ -158,7 +194,7 @@ class EngineMachine(RuleBasedStateMachine):
             name = self.rng.choice(["retry-after", "burst-ratelimit-reset", "ratelimit-reset"])
             headers[name] = str(seconds if name == "retry-after" else UNIX + self.now + seconds)
         if status >= 500 and self.rng.random() < 0.5 and not headers:
-            self.service.accept(batch.entries)  # the answer is lost, not the messages
+            self.service.accept(carried(batch))  # the answer is lost, not the messages
         self._complete(batch, Reply(status, b"{}", headers, UNIX + self.now))
 
     @precondition(lambda self: self.out)
@@ -167,7 +203,7 @@ class EngineMachine(RuleBasedStateMachine):
         """The transport fails, before or after the service took it."""
         batch = self.out[place % len(self.out)]
         if was_taken and kind != "connect":
-            self.service.accept(batch.entries)
+            self.service.accept(carried(batch))
         self._complete(batch, _failure(kind))
 
     @precondition(lambda self: self.out)
@@ -175,7 +211,7 @@ class EngineMachine(RuleBasedStateMachine):
     def mangle(self, place: int, how: str) -> None:
         """The service takes it and its reply does not match."""
         batch = self.out[place % len(self.out)]
-        values = self.service.accept(batch.entries)
+        values = self.service.accept(carried(batch))
         if how == "strange":
             values = [{"state": "queued"} for _ in values]
         body = json.dumps(values[:-1] if how == "short" else values).encode()
@@ -188,10 +224,15 @@ class EngineMachine(RuleBasedStateMachine):
     def withdraw(self, place: int) -> None:
         """Take one back."""
         entry = self.entries[place % len(self.entries)]
-        was_out = entry.state in (IN_FLIGHT, SETTLED)
+        was_out = entry.state in (IN_FLIGHT, SETTLED) or any(
+            batch.run is not None and entry in carried(batch) for batch in self.out
+        )
         if self.engine.withdraw(entry):
             assert not was_out, "withdrawn too late"
             self.withdrawn.add(entry.number)
+        else:
+            is_fresh = entry.state == WAITING and entry.trouble is None
+            assert was_out or not is_fresh, "it only waits, and is not withdrawn"
         self._pump()
 
     @rule()
@@ -219,7 +260,8 @@ class EngineMachine(RuleBasedStateMachine):
     def advance(self, seconds: float) -> None:
         """Let time pass; requests that nobody answers time out."""
         until = self.now + seconds
-        while True:
+        for step in count():
+            assert step < SPIN_STEPS, "a busy loop"
             timeout_at = min((batch.started_at + batch.timeout for batch in self.out), default=INF)
             at = min(self.wake_at, timeout_at)
             if at > until:
@@ -227,7 +269,7 @@ class EngineMachine(RuleBasedStateMachine):
             self.now = max(self.now, at)
             for batch in [each for each in self.out if each.started_at + each.timeout <= self.now]:
                 if self.rng.random() < 0.5:
-                    self.service.accept(batch.entries)
+                    self.service.accept(carried(batch))
                 self._complete(batch, _failure("timeout"), is_last=False)
             self._pump()
         self.now = until
@@ -259,10 +301,10 @@ class EngineMachine(RuleBasedStateMachine):
         self.watch.before_step(self.now)
         step = self.engine.poll(self.now)
         self.out += step.start
-        self.sent.update(entry.number for batch in step.start for entry in batch.entries)
+        self.sent.update(entry.number for batch in step.start for entry in carried(batch))
         self.watch.on_step(step, self.now)
         self.wake_at = step.wake_at
-        for entry in step.settled:
+        for entry in (*step.settled, *(entry for run in step.delivered for entry in delivered(run))):
             self._judge(entry)
 
     def _complete(self, batch: Batch, answer: Reply | Failure, *, is_last: bool = True) -> None:
@@ -274,10 +316,10 @@ class EngineMachine(RuleBasedStateMachine):
             self._pump()
 
     def _honest(self, batch: Batch, failing: frozenset[int] = frozenset()) -> Reply:
-        poison = max(self.poisons.get(entry.number, 0) for entry in batch.entries)
+        poison = max(self.poisons.get(entry.number, 0) for entry in carried(batch))
         if poison:
             return Reply(poison, b'{"error":"refused"}')
-        values: Any = self.service.accept(batch.entries, failing)
+        values: Any = self.service.accept(carried(batch), failing)
         return Reply(200, json.dumps(values if batch.single is None else values[0]).encode())
 
     def _judge(self, entry: Entry) -> None:

@@ -8,6 +8,7 @@ from dispatcher.core.engine import Engine
 from dispatcher.core.gate import Gate
 from dispatcher.core.isolation import Isolation
 from tests.simulation.mutants_overload import OVERLOAD_MUTANTS
+from tests.simulation.mutants_runs import RUN_MUTANTS
 from tests.simulation.mutation import Change, Mutant, apply, one
 
 __all__ = ["MUTANTS", "Mutant", "apply"]
@@ -15,6 +16,7 @@ __all__ = ["MUTANTS", "Mutant", "apply"]
 NEWEST = "max(entry.admitted_at for entry in self.lanes)"
 MUTANTS = (
     *OVERLOAD_MUTANTS,
+    *RUN_MUTANTS,
     # When a batch leaves, and what it holds.
     Mutant(
         "timer reset on append",

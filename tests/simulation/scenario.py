@@ -54,6 +54,8 @@ class Scenario(Struct, frozen=True, forbid_unknown_fields=True):
     seconds: float = 5.0
     """Over which the messages are produced."""
     burst: tuple[int, int] = (1, 20)
+    runs: float = 0.5
+    """Share of the instants at which what is plain is handed in as runs, not one by one."""
     deadlines: list[tuple[float, float]] = []
     """(seconds, share); the rest has the configuration's."""
     withdrawn: float = 0.0

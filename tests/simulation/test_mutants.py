@@ -14,7 +14,7 @@ from tests.simulation.runs import failure
 from tests.simulation.test_state_machine import bounded
 
 SEEDS = 60
-EXAMPLES = 400
+EXAMPLES = 1_200
 WITNESSES = [(mutant, by) for mutant in MUTANTS for by in mutant.by]
 
 

@@ -57,6 +57,27 @@ def test_scenarios_do_what_they_say() -> None:
     assert sum(run(load("drain"), seed).engine.tally.finished.get("abandoned", 0) for seed in range(20)) > 0
 
 
+def test_runs_meet_everything() -> None:
+    """In their scenarios many leave whole, and of these many are delivered whole and many fall apart."""
+    for name in ("runs", "runs_faulty", "runs_quota", "runs_late"):
+        worlds = [run(load(name), seed) for seed in range(10)]
+        runs = [each for world in worlds for each in world.runs]
+        sent = sum(world.runs_sent for world in worlds)
+        delivered = sum(each.receipts is not None for each in runs)
+        assert len(runs) > 200, name
+        assert len(runs) > sent > delivered > 60, name
+        assert sum(each.entries is not None for each in runs) == len(runs) - delivered > 60, name
+    assert _total("runs_quota", "finished")["quota_exhausted"] > 50
+    assert _total("runs_late", "finished")["deadline_exceeded"] > 50
+    assert {"412", "timeout", "disconnect", "reply", "connect"} <= set(_total("runs_faulty", "requests"))
+
+
+def test_runs_are_in_nearly_every_scenario() -> None:
+    """Half of the instants hand in what is plain as runs; where nothing is plain there are none."""
+    without = {name for name in names() if not any(run(load(name), seed).runs for seed in range(3))}
+    assert without == {"slow", "without_ids"}
+
+
 def test_load_alone_brings_refusals_and_waiting() -> None:
     """Load alone is the trouble of these two: one is refused above a capacity, the other waits in line."""
     refusing, silent = (run(load(name), 1).upstream for name in ("capacity", "silent"))

@@ -21,13 +21,14 @@ def traffic(seconds: float, faults: dict[str, Any], **changes: Any) -> Scenario:
     """A steady stream, from 0.5 s on, against a service with these faults."""
     number = int(RATE * seconds)
     config = {**ROOM, "deliver_within": 300, **changes.pop("config", {})}
+    changes.setdefault("runs", 0.0)  # a few messages at once are no run: they should have company
     faults = {"latency": "lognormal(60ms,0.3)", **faults}
     return Scenario(
         "",
         (number, number),
         (20, 200),
         seconds,
-        (1, 10),
+        changes.pop("burst", (1, 10)),
         uplink=0.01,
         config=config,
         faults=faults,
@@ -50,6 +51,17 @@ def test_a_storm_with_resets(reset: str, seed: int) -> None:
     assert world.engine.tally.finished == {"delivered": 20 * RATE}
     late = 7.25 if reset == "5s" else 4.0  # the last reset that it gives may lie five seconds after it
     assert ended_at(world) < 23.0 + late
+
+
+def test_a_storm_over_whole_batches() -> None:
+    """The same where hundreds are handed in at once: runs wait at the gate, and leave whole after it."""
+    phase = {"start": 3.0, "end": 23.0, "throttle_burst": 1.0}
+    faults = {"burst_reset": "1s", "phase": [phase]}
+    world = run(traffic(20.0, faults, all_delivered=True, burst=(100, 400), runs=1.0), 1, check_every=200)
+    assert world.refused_requests <= 20
+    assert world.engine.tally.finished == {"delivered": 20 * RATE}
+    assert ended_at(world) < 23.0 + 4.0
+    assert sum(each.receipts is not None for each in world.runs) > 100
 
 
 def test_a_storm_without_resets() -> None:

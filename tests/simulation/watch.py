@@ -5,16 +5,18 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING, Final
 
-from dispatcher.core.batch import SETTLED, WAITING
+from dispatcher.core.accumulator import OVERTAKE_SECONDS
+from dispatcher.core.batch import IN_FLIGHT, SETTLED, WAITING, Entry, Run
 from dispatcher.core.engine import TIMEOUT_MIN
 from dispatcher.core.invariants import check
 from dispatcher.errors import Abandoned, DeadlineExceeded, DeliveryError, Halted, QuotaExhausted
+from tests.core.known_run import carried, delivered
 from tests.simulation.shadow import LATEST, ShadowGate
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
-    from dispatcher.core.batch import Entry, Step
+    from dispatcher.core.batch import Batch, Step
     from dispatcher.core.engine import Engine
 
 LATE: Final = 0.015
@@ -32,17 +34,20 @@ class Watch:
         """Queues that stop at a failed message and had one since they were resumed."""
         self.drain_at = float("inf")
         self.settled: set[int] = set()
-        """Admission numbers of what left through `settled`."""
+        """Admission numbers of what left, by itself or in a run."""
         self._check_every = check_every
         self._steps = 0
         self._open: set[int] = set()
         self._flushes: dict[int, set[int]] = {}
         self._had_slots = self._was_open = True
+        self._ceilings = [(engine.lanes.max_messages, engine.lanes.max_bytes)]
+        """How large batches were allowed to be before this step."""
         self._paid_at = float("inf")
         """When the next back-off was to be over and paid for, as it stood after the last step."""
 
     def before_step(self, now: float) -> None:
         """Check that nothing was due before this step; called before every poll."""
+        self._ceilings = [(self.engine.lanes.max_messages, self.engine.lanes.max_bytes)]
         if self._paid_at > now - SLACK:
             return
         overdue = [group for group in self.engine.backoffs if group.due_at <= now - SLACK]
@@ -79,11 +84,14 @@ class Watch:
         if now >= self.drain_at:
             assert not self._open, "something is held after the drain"
         for batch in step.start:
-            self._check_batch(batch.entries, len(batch.body()), now)
-            left = max(entry.deadline for entry in batch.entries) - now
+            entries = carried(batch)
+            self._check_batch(entries, len(batch.body()), now)
+            self._check_ceiling(batch, len(entries))
+            self._check_turn(batch, entries)
+            left = max(entry.deadline for entry in entries) - now
             assert batch.timeout <= max(TIMEOUT_MIN, left), "an attempt may outlast its messages' deadlines"
             if batch.reason == "linger" and self._had_slots:
-                self._check_linger(batch.entries, now)
+                self._check_linger(entries, now)
         self._had_slots = len(engine.out) < engine.limit.value and now >= engine.spaced_until
         self._was_open = self.gate.is_open
         self._paid_at = engine.backoffs.next_at
@@ -94,7 +102,8 @@ class Watch:
             self._check_quota()
 
     def _settle(self, step: Step, now: float) -> None:
-        for entry in step.settled:
+        assert len({id(run) for run in step.delivered}) == len(step.delivered), "a run settles twice"
+        for entry in (*step.settled, *(entry for run in step.delivered for entry in delivered(run))):
             assert entry.state == SETTLED, "an entry leaves that is not settled"
             assert entry.outcome is not None, "an entry settles without an outcome"
             assert entry.number not in self.settled, f"entry {entry.number} settles twice"
@@ -127,7 +136,7 @@ class Watch:
         """What cannot live until the quota's reset has failed."""
         gate = self.gate
         if gate.is_paused and gate.is_quota and gate.probe is None:
-            late = [entry for entry in self.engine.parked() if entry.deadline < gate.quiet_until]
+            late = [each for each in self._parked() if each.deadline < gate.quiet_until]
             assert not late, "something waits for a quota that it cannot live to see"
 
     def _check_flushes(self) -> None:
@@ -152,6 +161,30 @@ class Watch:
             if entry.queue is not None:
                 assert last.get(entry.queue, -1) < entry.number, "a batch carries a queue out of order"
                 last[entry.queue] = entry.number
+
+    def _check_ceiling(self, batch: Batch, messages: int) -> None:
+        """What comes from the lanes is no larger than the service is known to take."""
+        lanes = self.engine.lanes
+        allowed = [*self._ceilings, (lanes.max_messages, lanes.max_bytes)]
+        assert batch.is_apart or messages <= max(one for one, _ in allowed), "more messages than are taken"
+        is_within = messages == 1 or len(batch.body()) <= max(size for _, size in allowed)
+        assert batch.is_apart or is_within, "more bytes than are taken"
+
+    def _check_turn(self, batch: Batch, entries: list[Entry]) -> None:
+        """Runs leave in their order; who is passed by one, or passes one, is hardly older or a retry."""
+        lanes = self.engine.lanes
+        default = lanes.lanes[0]
+        youngest = max((e.number for e in entries if e.lane is default or batch.run), default=-1)
+        if batch.is_apart or youngest < 0:
+            return
+        others = [lane for lane in lanes.lanes if lane is not default and lane.count and not lane.is_muted]
+        assert not (batch.run and others), "a run leaves whole while another lane is ready"
+        for each in lanes.holdings():
+            if isinstance(each, Run):
+                assert each.number > youngest, f"run {each.number} is passed by {youngest}"
+            elif batch.run is not None and each.lane is default and each.number < batch.run.number:
+                waited = batch.run.admitted_at - each.admitted_at
+                assert waited <= OVERTAKE_SECONDS + SLACK, f"entry {each.number} is passed by a younger run"
 
     def _check_linger(self, entries: list[Entry], now: float) -> None:
         """With a free slot all the while, a batch leaves at the very instant at which its linger ends."""
@@ -180,18 +213,30 @@ class Watch:
                 if entry.state == WAITING:
                     assert now < entry.admitted_at + linger + SLACK, "something waits past its linger"
                     assert entry.single is None or lane.ordered, "a single waits for company"
+        for each in engine.lanes.holdings():
+            if isinstance(each, Run):
+                assert now < each.admitted_at + linger + SLACK, "a run waits past its linger"
+
+    def _parked(self) -> Iterator[Entry | Run]:
+        """Everything held that is not in flight."""
+        return (each for each in self.engine.holdings() if each.state != IN_FLIGHT)
 
     def _is_sendable(self) -> bool:
+        if any(isinstance(each, Run) for each in self.engine.lanes.holdings()):
+            return True
         return any(lane.count and not lane.is_muted for lane in self.engine.lanes.lanes)
 
     def _check_unresolved(self) -> None:
         """Each queue's lane counts exactly what has left it and is not resolved, and is muted by it."""
         engine = self.engine
         out: Counter[str | None] = Counter(
-            entry.queue for batch in engine.out.values() for entry in batch.entries if entry.queue
+            entry.queue for batch in engine.out.values() for entry in carried(batch) if entry.queue
         )
-        parked = (entry for entry in engine.parked() if entry.state != WAITING and entry.queue)
-        out.update(entry.queue for entry in parked)
+        out.update(
+            each.queue
+            for each in self._parked()
+            if isinstance(each, Entry) and each.state != WAITING and each.queue
+        )
         if engine.settled_total == engine.tally.admitted:
             return  # after a drain's end nothing is resolved any more
         lanes = {lane.key: lane.unresolved for lane in engine.lanes.lanes if lane.ordered}

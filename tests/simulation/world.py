@@ -10,7 +10,7 @@ from __future__ import annotations
 import heapq
 import math
 from collections import deque
-from itertools import count
+from itertools import count, groupby
 from random import Random
 from typing import TYPE_CHECKING, Final
 
@@ -19,6 +19,8 @@ from dispatcher.core.engine import Engine
 from dispatcher.core.wire import BATCH_PATH, Encoder
 from dispatcher.devserver.faults import FaultPlan
 from dispatcher.devserver.responder import FaultyUpstream
+from tests.core.known_run import carried, delivered
+from tests.simulation.producer import is_plain, next_run
 from tests.simulation.scenario import GROUP, Draft, draft, drawn
 from tests.simulation.service import Service
 from tests.simulation.watch import Watch
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from dispatcher.core.batch import Batch
     from dispatcher.core.room import Ticket
     from dispatcher.devserver.responder import SimulatedReply
+    from tests.core.known_run import KnownRun
     from tests.simulation.scenario import Scenario
 
 START: Final = 1_000.0
@@ -71,6 +74,10 @@ class World:
         self._by_number = {one.number: one for one in self.drafts}
         self.entries: dict[int, Entry] = {}
         """What was admitted, by the draft's number."""
+        self.runs: list[KnownRun] = []
+        """What of it was admitted together."""
+        self.runs_sent = 0
+        """Of these, how many left as they were."""
         self.reached: set[int] = set()
         """Entries by admission of which a request arrived at the service."""
         self.withdrawn: set[int] = set()
@@ -84,6 +91,7 @@ class World:
         """Answered with 429."""
         self.steps = 0
         self._resuming: set[str] = set()
+        self._run_rng = Random(f"{seed}:runs")
         self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._ticks = count()
         self._spins = 0
@@ -115,7 +123,8 @@ class World:
             for batch in step.start:
                 self._post(batch)
             self.watch.on_step(step, self.now)
-            for entry in step.settled:
+            left = [*step.settled, *(entry for run in step.delivered for entry in delivered(run))]
+            for entry in left:
                 self.settled_at[self._drafts_of[id(entry)]] = self.last_settled_at = self.now
             self._plan_resumptions()
             granted = self.engine.room.grants()
@@ -126,8 +135,12 @@ class World:
 
     def _plan(self) -> None:
         scenario = self.scenario
-        for one in self.drafts:
-            self._at(START + one.at, self._produce, one)
+        for at, together in groupby(self.drafts, lambda one: one.at):
+            if self._run_rng.random() < scenario.runs:
+                self._at(START + at, self._produce_together, deque(together))
+            else:
+                for one in together:
+                    self._at(START + at, self._produce, one)
         for _ in range(scenario.flushes):
             self._at(START + self.rng.uniform(0.5, scenario.seconds + 1.0), self._flush)
         if scenario.drain_after is not None:
@@ -160,6 +173,25 @@ class World:
 
     # ------------------------------------------------------------------------------------- producers
 
+    def _produce_together(self, drafts: deque[Draft]) -> None:
+        """Hand in what is plain as runs, as `send_many` does, and the rest one by one."""
+        if self._run_rng.random() < 0.5:  # else what is not plain ends one run after the other
+            drafts = deque(sorted(drafts, key=lambda one: not is_plain(one)))
+        while drafts:
+            run: KnownRun | None = None
+            numbers: list[int] = []
+            if not self.engine.is_draining:
+                most = self.config.batch.max_messages
+                size = self._run_rng.choice([most, self._run_rng.randint(1, most)])
+                run, numbers = next_run(self.engine, self.encoder, drafts, size, self.now)
+            if run is None:
+                self._produce(drafts.popleft())
+                continue
+            self._say(f"run of {len(run)}")
+            self.runs.append(run)
+            for number, entry in zip(numbers, run.known, strict=True):
+                self._admitted(self._by_number[number], entry)
+
     def _produce(self, one: Draft) -> None:
         if self.engine.is_draining:
             self.gone.add(one.number)
@@ -190,6 +222,9 @@ class World:
         within = entry.deadline - entry.admitted_at
         entry.admitted_at, entry.deadline = self.now, self.now + within
         self.engine.offer(entry)
+        self._admitted(one, entry)
+
+    def _admitted(self, one: Draft, entry: Entry) -> None:
         self.entries[one.number] = entry
         self._drafts_of[id(entry)] = one.number
         self.watch.on_offer(entry)
@@ -221,7 +256,8 @@ class World:
     # --------------------------------------------------------------------------------------- requests
 
     def _post(self, batch: Batch) -> None:
-        numbers = [entry.number for entry in batch.entries]
+        numbers = [entry.number for entry in carried(batch)]
+        self.runs_sent += batch.run is not None
         self._say(f"#{batch.number} {batch.reason} {_short(numbers)} timeout {batch.timeout:.3f}")
         elapsed = self.now - START
         if any(start <= elapsed < end for start, end in self.scenario.outages):
@@ -235,7 +271,7 @@ class World:
             self._arrive(batch, self.now)
 
     def _arrive(self, batch: Batch, sent_at: float) -> None:
-        self.reached.update(entry.number for entry in batch.entries)
+        self.reached.update(entry.number for entry in carried(batch))
         single = batch.single
         target = BATCH_PATH if single is None else single.target
         headers = () if single is None else tuple(single.headers.items())
