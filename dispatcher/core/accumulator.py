@@ -4,20 +4,19 @@ One unordered default lane, one for messages that travel alone (so that they do 
 the default lane promises no order), and an ordered lane for each upstream queue. Ready lanes stand in a
 ring and take turns by bytes (deficit round robin), so a flood to one starves none. A lane leaves the ring
 when it is empty or muted, and comes back when something is appended or restored; stale members of ring
-and heap are skipped when met, so nothing here costs more for more idle lanes.
+and heads are skipped when met, so nothing here costs more for more idle lanes.
 
 Called by the engine only. Decides who goes; never when.
 """
 
 from __future__ import annotations
 
-import heapq
 from bisect import bisect_left
 from collections import deque
-from itertools import count
 from typing import TYPE_CHECKING, Final
 
 from dispatcher.core.batch import WAITING, Batch, Entry, Lane, Run
+from dispatcher.core.heads import Heads
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -34,7 +33,7 @@ class Accumulator:
     """All lanes of one dispatcher."""
 
     __slots__ = (
-        *("_alone", "_default", "_heads", "_lanes", "_policies", "_quantum", "_ring", "_runs", "_ticks"),
+        *("_alone", "_default", "_heads", "_lanes", "_policies", "_quantum", "_ring", "_runs"),
         *("max_bytes", "max_messages"),
         *("sendable_bytes", "sendable_messages", "waiting_bytes", "waiting_messages"),
     )
@@ -56,8 +55,7 @@ class Accumulator:
         """Of the default lane, and counted with it, but not open: what is ahead of its entries, mostly."""
         self._lanes: dict[str, Lane] = {}
         self._ring: deque[Lane] = deque()
-        self._heads: list[tuple[float, int, Lane]] = []
-        self._ticks = count()
+        self._heads = Heads()
         self.sendable_messages = 0
         self.sendable_bytes = 0
         self.waiting_messages = 0
@@ -204,20 +202,14 @@ class Accumulator:
         return entry
 
     def _oldest_entry(self) -> Entry | None:
-        while self._heads:
-            at, _, lane = self._heads[0]
-            if lane.head_at == at and not lane.is_muted:
-                head = self._head(lane)
-                if head is not None and head.admitted_at == at:
+        while (lane := self._heads.first()) is not None:
+            at, lane.head_at = lane.head_at, -1.0
+            head = None if lane.is_muted else self._head(lane)
+            if head is not None:
+                if head.admitted_at == at:
+                    lane.head_at = at
                     return head
-                lane.head_at = -1.0
-                if head is not None:
-                    heapq.heapreplace(self._heads, (head.admitted_at, next(self._ticks), lane))
-                    lane.head_at = head.admitted_at
-                    continue
-            elif lane.head_at == at:
-                lane.head_at = -1.0
-            heapq.heappop(self._heads)
+                self._heads.add(lane, head.admitted_at)
         return None
 
     def has_alone(self) -> bool:
@@ -460,11 +452,10 @@ class Accumulator:
             else:
                 self._ring.append(lane)
         if lane.head_at < 0.0 and (head := self._head(lane)) is not None:
-            lane.head_at = head.admitted_at
-            heapq.heappush(self._heads, (head.admitted_at, next(self._ticks), lane))
+            self._heads.add(lane, head.admitted_at)
 
     def _forget_head(self, lane: Lane) -> None:
-        lane.head_at = -1.0  # its place in the heap is stale now and skipped when met
+        lane.head_at = -1.0  # its place among the heads is stale now
 
     def _mute(self, lane: Lane, left: int) -> None:
         if lane.unresolved == 0:

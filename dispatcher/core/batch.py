@@ -116,7 +116,7 @@ class Lane(Struct, eq=False, gc=False):
     is_queued: bool = False
     """It stands in the ring of ready lanes."""
     head_at: float = -1.0
-    """Admission instant under which the lane stands in the heap of heads; negative: it does not."""
+    """Admission instant under which the lane stands among the heads; negative: it does not."""
 
     @property
     def is_muted(self) -> bool:
