@@ -11,7 +11,7 @@ from textwrap import dedent
 from typing import TYPE_CHECKING, NamedTuple
 
 from benchmarks import report_files
-from benchmarks.report import short_table
+from benchmarks.report import matrix, short_table
 from dispatcher import errors
 from dispatcher.config import settings_table
 from dispatcher.metrics import metrics_table
@@ -61,6 +61,13 @@ def speed_table() -> str:
     words = str(headline.configuration)
     caption = f"{words[0].upper()}{words[1:]}; uvloop; {machine}. Medians, with the least and the most."
     return f"{short_table(headline.figures, 'uvloop')}\n\n{caption}"
+
+
+def matrix_table() -> str:
+    """The same for every configuration that was measured, for the benchmarks' own README."""
+    machine, measured = report_files.read(RESULTS / "matrix.json")
+    rows = [(one.configuration, one.figures) for one in measured]
+    return f"{matrix(rows, 'uvloop')}\n\n{machine}."
 
 
 GENERATED: dict[str, Callable[[], str]] = {
