@@ -1,4 +1,4 @@
-"""What is admitted in one turn reaches the core at its end, in order; and if the core breaks, nobody hangs."""
+"""What is admitted in one turn reaches the core at its end, in order; if the core breaks, nobody hangs."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ async def test_single_messages_of_one_turn_travel_as_full_batches() -> None:
     assert sorted(map(int, sent)) == list(range(37))
     assert [len(batch) for batch in transport.batches].count(10) == 3
     ids = [item["headers"]["Upstash-Deduplication-Id"] for batch in transport.batches for item in batch]
-    place = {body: identity for body, identity in zip(sent, ids, strict=True)}
+    place = dict(zip(sent, ids, strict=True))
     assert [receipt.deduplication_id for receipt in receipts] == [place[str(n)] for n in range(37)]
 
 
