@@ -139,7 +139,15 @@ class Config:
             ConfigError: A name is unknown, a value wrong, a file unreadable, or there is no token.
         """
         environment = os.environ if env is None else env
-        values = sources.read(settings(), environment, file, overrides)
+        return cls.of(sources.read(settings(), environment, file, overrides).values)
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> Config:
+        """Put it together from values by dotted name; those of sections that are not its own are left out.
+
+        Raises:
+            ConfigError: Values that do not go together.
+        """
         nested = {name: kind(**sources.within(values, name)) for name, kind in _SECTIONS.items()}
         return cls(**sources.within(values), **nested)
 

@@ -9,17 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from copy import copy
 from dataclasses import replace
-from itertools import chain, islice
 from threading import get_ident
-from typing import TYPE_CHECKING, Any, Final, Self, TypeVar, cast
-
-from msgspec import UNSET, UnsetType
+from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 
 from dispatcher.config import Config
 from dispatcher.core.wire import Encoder
-from dispatcher.delivery import Delivery, DeliveryRun, Home
+from dispatcher.delivery import Delivery, Home
 from dispatcher.errors import (
     AdmissionError,
     ConfigError,
@@ -34,11 +30,12 @@ from dispatcher.identity import id_source, unwatch, watch
 from dispatcher.message import Message, Receipt
 from dispatcher.pump import Pump
 from dispatcher.statistics import DrainReport, Statistics, snapshot
-from dispatcher.streams import Intake, Places, send_many, stream
+from dispatcher.streams import Intake, send_many, stream
+from dispatcher.submission import Submission
 from dispatcher.transport import HTTPTransport, Transport
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator
+    from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable
     from types import TracebackType
 
     from dispatcher.core.batch import Entry
@@ -93,8 +90,20 @@ class Dispatcher:
         way: Transport = HTTPTransport(self.config) if transport is None else transport
         self._pump = Pump(self.config, way, name, on_failure, token_provider)
         self._engine = self._pump.engine
+        self._submission = Submission(
+            self._pump,
+            self.config.deliver_within,
+            self._check_open,
+            self._prepare,
+            self._admit,
+            self._refused,
+        )
         self._intake = Intake(
-            self._make, self._admit, self._submit, self._wait_for_room, self.config.batch.max_messages
+            self._make,
+            self._admit,
+            self._submission.submit,
+            self._wait_for_room,
+            self.config.batch.max_messages,
         )
         # Looked up once, not for each message:
         self._keep = self._pump.admission.admitted.append
@@ -132,6 +141,7 @@ class Dispatcher:
             draws_ids=self.config.deduplication == "auto",
             max_message_bytes=self.config.batch.max_message_bytes,
         )
+        self._submission.encoder = self._encoder
         self._encode_plain, self._try_take = self._encoder.encode_plain, self._engine.room.try_take
         try:
             await self._pump.start()
@@ -351,80 +361,6 @@ class Dispatcher:
         if len(encoded.data) > self._max_bytes:
             raise MessageTooLarge(len(encoded.data), self._max_bytes, "queue.max_bytes")
         return encoded, within
-
-    def _submit(self, messages: Iterator[Message], places: Places) -> Delivery | None:
-        """Check, encode and admit messages, as `_make` and `_admit` do one by one.
-
-        Ends early with the delivery there is no room for: it is in no place yet.
-        """
-        try:
-            self._check_open()
-        except DispatcherClosed as error:
-            for _ in messages:
-                places.append(self._refused(copy(error)))
-            return None
-        self._pump.schedule()
-        odd: Message | UnsetType = UNSET
-        most = self._engine.lanes.max_messages
-        while True:
-            run, odd, is_over = self._next_run(messages if odd is UNSET else chain((odd,), messages), places)
-            if is_over:
-                return None
-            if odd is UNSET or 2 * len(run) >= most:
-                continue  # what had no place in that run may have one in the next
-            # They are of many kinds, or of another: go on one by one for a while.
-            for message in islice(chain((odd,), messages), most):
-                unplaced = self._submit_one(message, places)
-                if unplaced is not None:
-                    return unplaced
-            odd = UNSET
-
-    def _next_run(
-        self, messages: Iterator[Message], places: Places
-    ) -> tuple[DeliveryRun, Message | UnsetType, bool]:
-        """Admit a batch's worth of plain messages; also the one that ended it, or that there are no more."""
-        pump, room, lanes = self._pump, self._engine.room, self._engine.lanes
-        now = pump.turn_at
-        run = DeliveryRun([], [], [], now, now + self._deliver_within, pump.home, True)
-        most, most_bytes = room.reserve(lanes.max_messages, lanes.max_bytes - lanes.max_messages - 1)
-        odd: Message | UnsetType = UNSET
-        try:
-            encode_run = self._encoder.encode_run
-            odd = encode_run(messages, run, most, most_bytes) if most else next(messages, UNSET)
-        finally:  # also if the iterable breaks off
-            room.release(most - len(run), most_bytes - run.size_bytes)
-            self._take_in(run, places)
-        return run, odd, odd is UNSET and len(run) < max(1, most)
-
-    def _take_in(self, run: DeliveryRun, places: Places) -> None:
-        """Hand a run that has its room to the core; what is far from full needs company, and is opened."""
-        admission, lanes = self._pump.admission, self._engine.lanes
-        if 2 * len(run) < lanes.max_messages and 2 * run.size_bytes < lanes.max_bytes:
-            deliveries = cast("list[Delivery]", run.open())
-            admission.admitted += deliveries
-            places.extend(deliveries)
-            return
-        try:
-            admission.tell()
-            self._engine.offer_run(run)
-        except BaseException as error:
-            admission.admitted += cast("list[Delivery]", run.open())  # to be given up with the rest
-            self._pump.fail(error)
-            raise
-        places.append_run(run)
-
-    def _submit_one(self, message: Message, places: Places) -> Delivery | None:
-        """The same for one message of any kind."""
-        pump = self._pump
-        try:
-            delivery = self._prepare(message, Delivery, pump.home, pump.turn_at, True)
-        except AdmissionError as error:
-            places.append(self._refused(error))
-            return None
-        if not self._admit(delivery):
-            return delivery
-        places.append(delivery)
-        return None
 
     def _refused(self, error: AdmissionError) -> AdmissionError:
         refused = self._engine.tally.refused

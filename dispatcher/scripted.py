@@ -11,7 +11,7 @@ import orjson
 from dispatcher.core.batch import Failure, Reply
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Sequence
 
 Answer = Reply | Failure
 
@@ -20,7 +20,8 @@ class Single(msgspec.Struct, frozen=True):
     """A request that carried one message by itself."""
 
     target: str
-    headers: dict[str, str]
+    headers: tuple[tuple[str, str], ...]
+    """Lines; a name may occur more than once."""
     body: bytes
 
 
@@ -80,10 +81,10 @@ class ScriptedTransport:
         return await self._answer(items, wrapped=True)
 
     async def post_single(
-        self, target: str, headers: Mapping[str, str], body: bytes, *, timeout: float
+        self, target: str, headers: Sequence[tuple[str, str]], body: bytes, *, timeout: float
     ) -> Answer:
         """Part of `Transport`: the next line of the script."""
-        self.singles.append(Single(target, dict(headers), body))
+        self.singles.append(Single(target, tuple(headers), body))
         return await self._answer([{"destination": target, "headers": dict(headers)}], wrapped=False)
 
     async def _answer(self, items: list[dict[str, Any]], *, wrapped: bool) -> Answer:

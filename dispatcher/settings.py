@@ -18,7 +18,7 @@ from dispatcher.errors import ConfigError
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
 MASK: Final = "***"
 _METADATA: Final = "dispatcher.setting"
@@ -42,6 +42,7 @@ def setting(
     above: float | None = None,
     advice: str = "",
     secret: bool = False,
+    label: bool = False,
 ) -> Any:
     """A field of a configuration class; its type and choices come from the annotation.
 
@@ -54,6 +55,7 @@ def setting(
         above: What it must exceed, where there is no smallest value.
         advice: When to change it.
         secret: Never shown, never a flag.
+        label: The number names something, as a port does: its thousands are not set apart.
     """
     facts = {
         "meaning": meaning,
@@ -63,6 +65,7 @@ def setting(
         "above": above,
         "advice": advice,
         "is_secret": secret,
+        "is_label": label,
     }
     return field(default=default, metadata={_METADATA: facts}, repr=not secret)
 
@@ -85,6 +88,7 @@ class Setting:
     above: float | None
     advice: str
     is_secret: bool
+    is_label: bool
 
     @property
     def env(self) -> str:
@@ -187,7 +191,7 @@ class Setting:
             return MASK
         if value is None or isinstance(value, bool):
             return "none" if value is None else str(value).lower()
-        return str(value) if isinstance(value, str) else _number(value)
+        return str(value) if isinstance(value, str) or self.is_label else _number(value)
 
 
 @lru_cache(maxsize=64)
@@ -235,8 +239,13 @@ def table(settings: Iterable[Setting]) -> str:
     return "\n".join(rows) + "\n"
 
 
-def add_arguments(parser: argparse.ArgumentParser, settings: Iterable[Setting]) -> None:
-    """A flag for each setting that is no secret; what is not given leaves no trace in the namespace."""
+def add_arguments(
+    parser: argparse.ArgumentParser, settings: Iterable[Setting], short: Mapping[str, str] | None = None
+) -> None:
+    """A flag for each setting that is no secret; what is not given leaves no trace in the namespace.
+
+    `short` has more flags for some of them, by dotted name.
+    """
     from argparse import SUPPRESS  # commands need it, the library does not
 
     group = parser.add_argument_group(
@@ -247,7 +256,7 @@ def add_arguments(parser: argparse.ArgumentParser, settings: Iterable[Setting]) 
             continue
         text = f"{one.meaning} [{one.range or one.kind.__name__}; default {one.default_text}]"
         group.add_argument(
-            one.flag,
+            *(flag for flag in ((short or {}).get(one.path), one.flag) if flag),
             dest=_FLAG_PREFIX + one.flat,
             type=_flag_type(one),
             default=SUPPRESS,

@@ -2,7 +2,7 @@
 
 Every source is read into the same shape, dotted names and checked values, and the nearest one wins. An
 unknown name is an error that names the nearest right one and never shows the value: it may be a secret.
-Called by `Config.load` only; knows settings, not the classes that hold them.
+Called by `Config.load` and the sidecar's configuration; knows settings, not the classes that hold them.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NoReturn
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn
 
 from dispatcher.errors import ConfigError
 
@@ -27,6 +27,11 @@ CONFIG_FILE: Final = "DISPATCHER_CONFIG"
 TOKEN_FILE: Final = "DISPATCHER_TOKEN_FILE"  # noqa: S105 - a variable's name
 QUEUES: Final = "queues"
 """A section whose names are the user's: each has a section of its own, which `Config` checks."""
+SERVE: Final = "serve"
+"""The daemon's section: in the file and the environment of a program that is no daemon it is no mistake."""
+SERVE_PREFIX: Final = "DISPATCHER_SERVE_"
+DEFAULT: Final = "default"
+"""The origin of what nobody gave."""
 _MISNAMED: Final = {"DISPATCHER_TOKEN": "QSTASH_TOKEN", "DISPATCHER_URL": "QSTASH_URL"}
 # Kubernetes puts these into the containers beside a Service called `dispatcher`; they are nobody's mistake.
 _SERVICE_LINK: Final = re.compile(
@@ -34,25 +39,38 @@ _SERVICE_LINK: Final = re.compile(
 )
 
 
+class Given(NamedTuple):
+    """What was given anywhere, by dotted name."""
+
+    values: dict[str, Any]
+    origins: dict[str, str]
+    """Where each value comes from: `flag`, `environment NAME` or `file PATH`."""
+
+
 def read(
     settings: Sequence[Setting],
     environment: Mapping[str, str],
     file: str | Path | None,
     overrides: Mapping[str, Any],
-) -> dict[str, Any]:
-    """The values that are given anywhere, by dotted name; keywords before the environment before the file.
+) -> Given:
+    """The values that are given anywhere; keywords before the environment before the file.
 
     Raises:
         ConfigError: A name is unknown, a value wrong, a file cannot be read, or there is no token.
     """
     path = file or environment.get(CONFIG_FILE)
-    values = _from_file(settings, Path(path)) if path else {}
-    values |= _from_environment(settings, environment)
-    values |= _from_keywords(settings, overrides)
+    from_file = _from_file(settings, Path(path)) if path else {}
+    from_environment = _from_environment(settings, environment)
+    from_keywords = _from_keywords(settings, overrides)
+    values = from_file | from_environment | from_keywords
     if any(one.path == "token" for one in settings) and "token" not in values:
         wanted = f"set QSTASH_TOKEN, or {TOKEN_FILE} to a file that holds it"
         raise ConfigError("token", None, wanted, problem="it is missing")
-    return values
+    origins = dict.fromkeys(from_file, f"file {path}")
+    origins |= {one.path: f"environment {one.env}" for one in settings if one.path in from_environment}
+    if token_file := environment.get(TOKEN_FILE):
+        origins["token"] = f"file {token_file}"
+    return Given(values, origins | dict.fromkeys(from_keywords, "flag"))
 
 
 def within(values: Mapping[str, Any], section: str = "") -> dict[str, Any]:
@@ -70,7 +88,10 @@ def _from_file(settings: Sequence[Setting], path: Path) -> dict[str, Any]:
         raise ConfigError("file", str(path), f"wanted is a TOML file: {error}") from None
     known = {one.path: one for one in settings}
     values = {QUEUES: content.pop(QUEUES)} if QUEUES in content else {}
-    for name, value in _flat(content, _sections(settings)):
+    sections = _sections(settings)
+    if SERVE not in sections:
+        content.pop(SERVE, None)
+    for name, value in _flat(content, sections):
         one = known.get(name) or _refuse_name(name, known, f" (in {path})")
         values[name] = _checked(one, value, f" (in {path})")
     return values
@@ -155,11 +176,10 @@ def _unreadable(field: str, path: Path, error: OSError, wanted: str) -> ConfigEr
 
 def _check_foreign(name: str, known: Iterable[str]) -> None:
     """Other programs' variables are none of our business, a misspelt one of ours is."""
-    if (
-        name.startswith(PREFIX)
-        and name not in (CONFIG_FILE, TOKEN_FILE)
-        and not _SERVICE_LINK.fullmatch(name)
-    ):
+    if not name.startswith(PREFIX) or name in (CONFIG_FILE, TOKEN_FILE) or _SERVICE_LINK.fullmatch(name):
+        return
+    # Beside a daemon in the same environment, the library's own programs leave the daemon's variables alone.
+    if not name.startswith(SERVE_PREFIX) or any(one.startswith(SERVE_PREFIX) for one in known):
         _refuse_name(name, (*known, CONFIG_FILE, TOKEN_FILE))
 
 

@@ -27,7 +27,7 @@ from dispatcher.core.wire import BATCH_PATH
 from dispatcher.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Iterator, Sequence
 
     from aiohttp.abc import AbstractStreamWriter
 
@@ -65,9 +65,9 @@ class Transport(Protocol):
         ...
 
     async def post_single(
-        self, target: str, headers: Mapping[str, str], body: bytes, *, timeout: float
+        self, target: str, headers: Sequence[tuple[str, str]], body: bytes, *, timeout: float
     ) -> Reply | Failure:
-        """`POST` one message to a raw target below the base URL."""
+        """`POST` one message to a raw target below the base URL; `headers` are lines, repeats included."""
         ...
 
     def set_token(self, token: str) -> None:
@@ -120,11 +120,11 @@ class HTTPTransport:
     async def start(self) -> None:
         """Open the session."""
         settings = self._settings
-        self._proxy = _proxy_of(self._batch_url) if settings.trust_env else None
+        self._proxy = proxy_of(self._batch_url) if settings.trust_env else None
         connector = aiohttp.TCPConnector(
             limit=0,  # the core limits what is in flight; a second limit here would only hide waiting
             keepalive_timeout=KEEPALIVE_SECONDS,
-            ssl=True if settings.ca_file is None else _context(settings.ca_file),
+            ssl=True if settings.ca_file is None else tls_context(settings.ca_file),
         )
         self._session = aiohttp.ClientSession(
             connector=connector,
@@ -138,13 +138,13 @@ class HTTPTransport:
 
     async def post_batch(self, body: bytes, *, timeout: float) -> Reply | Failure:
         """Send one batch."""
-        return await self._post(self._batch_url, {"Content-Type": "application/json"}, body, timeout)
+        return await self._post(self._batch_url, [("Content-Type", "application/json")], body, timeout)
 
     async def post_single(
-        self, target: str, headers: Mapping[str, str], body: bytes, *, timeout: float
+        self, target: str, headers: Sequence[tuple[str, str]], body: bytes, *, timeout: float
     ) -> Reply | Failure:
         """Send one message by itself; the target is pasted raw, as the service reads it."""
-        return await self._post(URL(self._base + target, encoded=True), dict(headers), body, timeout)
+        return await self._post(URL(self._base + target, encoded=True), list(_lines(headers)), body, timeout)
 
     def set_token(self, token: str) -> None:
         """Use another token from the next request on."""
@@ -156,10 +156,12 @@ class HTTPTransport:
             await self._session.close()
             self._session = None
 
-    async def _post(self, url: URL, headers: dict[str, str], body: bytes, timeout: float) -> Reply | Failure:
+    async def _post(
+        self, url: URL, headers: list[tuple[str, str]], body: bytes, timeout: float
+    ) -> Reply | Failure:
         session = self._session
         assert session is not None, "the transport was not started"
-        headers["Authorization"] = self._authorization
+        headers.append(("Authorization", self._authorization))
         # aiohttp warns about large plain bytes, which it would write in one piece; a file it reads in parts.
         payload = _LargeBody(io.BytesIO(body)) if len(body) > PLAIN_BODY_BYTES else _Body(body)
         bounds = self._usual_bounds if timeout == self._attempt_timeout else self._bounds(timeout)
@@ -177,15 +179,15 @@ class HTTPTransport:
             ):
                 return await self._read(response)
         except _NOTHING_SENT as error:
-            return Failure("connect", f"cannot connect to {self._base}: {_words(error)}", "not_sent")
+            return Failure("connect", f"cannot connect to {self._base}: {words_of(error)}", "not_sent")
         except TimeoutError:
             if not payload.is_begun:
                 return Failure("connect", f"cannot connect to {self._base}: not in time", "not_sent")
             return Failure("timeout", f"no complete answer within {timeout:.3g} s", "unknown")
         except (aiohttp.ClientPayloadError, aiohttp.ContentTypeError) as error:
-            return Failure("reply", f"the reply broke off: {_words(error)}", "unknown")
+            return Failure("reply", f"the reply broke off: {words_of(error)}", "unknown")
         except (aiohttp.ClientError, OSError, ValueError) as error:
-            return Failure("disconnect", f"the connection was lost: {_words(error)}", "unknown")
+            return Failure("disconnect", f"the connection was lost: {words_of(error)}", "unknown")
 
     def _bounds(self, timeout: float) -> aiohttp.ClientTimeout:
         """Connecting gives up before the attempt does, so that its own words are told."""
@@ -197,9 +199,8 @@ class HTTPTransport:
         if response.content_length is not None and response.content_length > bound:
             response.close()
             return Failure("reply", f"a reply of {response.content_length} bytes is not read", "unknown")
-        body = (
-            await response.read() if response.content_length is not None else await _bounded(response, bound)
-        )
+        is_told = response.content_length is not None
+        body = await response.read() if is_told else await read_bounded(response, bound)
         if body is None:
             return Failure("reply", f"the reply is longer than {bound} bytes and was not read", "unknown")
         status = response.status
@@ -213,7 +214,16 @@ class HTTPTransport:
         return Reply(status, body, headers, unix_at)
 
 
-async def _bounded(response: aiohttp.ClientResponse, bound: int) -> bytes | None:
+def _lines(headers: Iterable[tuple[str, str]]) -> Iterator[tuple[str, str]]:
+    """Header lines as aiohttp keeps all of them: of a name in two capitalisations it would take the last."""
+    spelt: dict[str, str] = {}
+    for name, value in headers:
+        lower = name.lower()
+        if lower != "authorization":  # ours takes its place
+            yield spelt.setdefault(lower, name), value
+
+
+async def read_bounded(response: aiohttp.ClientResponse, bound: int) -> bytes | None:
     """A body without a declared length, up to a bound."""
     parts: list[bytes] = []
     size = 0
@@ -226,7 +236,7 @@ async def _bounded(response: aiohttp.ClientResponse, bound: int) -> bytes | None
     return b"".join(parts)
 
 
-def _proxy_of(url: URL) -> str | None:
+def proxy_of(url: URL) -> str | None:
     """The environment's proxy for this URL. (aiohttp's own way reads `.netrc` too, against our token.)"""
     if url.host is None or proxy_bypass(url.host):
         return None
@@ -241,14 +251,14 @@ def _unix(date: str) -> float | None:
         return None
 
 
-def _context(ca_file: str) -> ssl.SSLContext:
+def tls_context(ca_file: str) -> ssl.SSLContext:
     try:
         return ssl.create_default_context(cafile=ca_file)
     except (OSError, ssl.SSLError) as error:
         raise ConfigError("transport.ca_file", ca_file, f"it must be a readable PEM file ({error})") from None
 
 
-def _words(error: BaseException) -> str:
+def words_of(error: BaseException) -> str:
     """What happened, without aiohttp's repetition of where."""
     if isinstance(error, aiohttp.ClientConnectorError) and not isinstance(error, aiohttp.ClientSSLError):
         error = error.os_error

@@ -15,6 +15,8 @@ from benchmarks.report import matrix, short_table
 from dispatcher import errors
 from dispatcher.config import settings_table
 from dispatcher.metrics import metrics_table
+from dispatcher.sidecar.counters import intake_table
+from dispatcher.sidecar.settings import serve_settings_table
 from tests.imports import ROOT
 
 if TYPE_CHECKING:
@@ -75,6 +77,8 @@ GENERATED: dict[str, Callable[[], str]] = {
     "settings": settings_table,
     "metrics": metrics_table,
     "speed": speed_table,
+    "serve-settings": serve_settings_table,
+    "intake-metrics": intake_table,
 }
 
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 COMES_WITH = {
     "yarl": "aiohttp",  # its URLs are part of aiohttp's own API
+    "multidict": "aiohttp",  # so are its headers
     "uvloop": "",  # an extra: imported where it is there
 }
 """Imported by the package, and declared by whom."""
@@ -153,3 +154,5 @@ def test_the_wheel_is_complete(tmp_path: Path) -> None:
     assert "dispatcher/py.typed" in files
     sources = {str(one.relative_to(ROOT)) for one in (ROOT / "dispatcher").rglob("*.py")}
     assert sources <= files
+    page = ROOT / "dispatcher" / "sidecar" / "page"
+    assert {str(one.relative_to(ROOT)) for one in page.iterdir()} <= files

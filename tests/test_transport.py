@@ -94,7 +94,7 @@ async def test_a_base_url_with_a_path_keeps_it() -> None:
     """`{base}` may carry a path prefix."""
     async with RawServer(OK, close=False) as server, opened(server.url + "/proxy/q/") as transport:
         await transport.post_batch(ITEM, timeout=5)
-        await transport.post_single("/v2/publish/https://e.x", {}, b"\xff", timeout=5)
+        await transport.post_single("/v2/publish/https://e.x", (), b"\xff", timeout=5)
     assert [request.split(b" ")[1] for request in server.requests] == [
         b"/proxy/q/v2/batch",
         b"/proxy/q/v2/publish/https://e.x",
@@ -105,12 +105,25 @@ async def test_a_single_keeps_its_raw_target() -> None:
     """Nothing of a destination is decoded, collapsed or re-encoded on the way."""
     target = "/v2/publish/https://example.com//a/../b/%2e?x=%2F&y=a+b&z=%c3%bc"
     async with RawServer(reply("200 OK", b'{"messageId":"m"}')) as server, opened(server.url) as transport:
-        await transport.post_single(target, {"Upstash-Label": "l"}, b"\xff\x00", timeout=5)
+        await transport.post_single(target, [("Upstash-Label", "l")], b"\xff\x00", timeout=5)
     head, _, body = server.requests[0].partition(b"\r\n\r\n")
     assert head.startswith(f"POST {target} HTTP/1.1\r\n".encode())
     assert b"Upstash-Label: l\r\n" in head
     assert b"content-type" not in head.lower()  # the message brought none, and its hash may depend on it
     assert body == b"\xff\x00"
+
+
+async def test_a_single_keeps_its_repeated_header_lines() -> None:
+    """Each line arrives, in their order, and none of them can take the place of the token."""
+    lines = [("Upstash-Label", "a"), ("Authorization", "Bearer theirs"), ("upstash-label", "b")]
+    async with RawServer(reply("200 OK", b'{"messageId":"m"}')) as server, opened(server.url) as transport:
+        await transport.post_single("/v2/publish/https://e.x", lines, b"x", timeout=5)
+    head = server.requests[0].partition(b"\r\n\r\n")[0].split(b"\r\n")
+    assert [line for line in head if line.lower().startswith(b"upstash")] == [
+        b"Upstash-Label: a",
+        b"Upstash-Label: b",
+    ]
+    assert [line for line in head if b"authorization" in line.lower()] == [b"Authorization: Bearer t"]
 
 
 async def test_redirects_are_reported_and_not_followed() -> None:

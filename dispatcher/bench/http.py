@@ -118,7 +118,7 @@ class HTTPTarget:
             return await self._transport.post_batch(msgspec.json.encode(items), timeout=self._timeout)
         message = messages[0]
         assert isinstance(message.body, str)
-        body, headers = message.body.encode(), dict(_HEADERS)
+        body, headers = message.body.encode(), tuple(_HEADERS.items())
         return await self._transport.post_single(_path(message), headers, body, timeout=self._timeout)
 
     def _errors(self, answer: Reply | Failure, number: int) -> list[str | None]:

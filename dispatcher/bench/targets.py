@@ -18,7 +18,7 @@ from dispatcher.errors import AdmissionError, MessageRejected, QueueFull
 from dispatcher.message import Receipt
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Sequence
 
     from dispatcher.bench.generator import Work
     from dispatcher.bench.recorder import Recorder
@@ -51,7 +51,7 @@ class Stopwatch:
         return answer
 
     async def post_single(
-        self, target: str, headers: Mapping[str, str], body: bytes, *, timeout: float
+        self, target: str, headers: Sequence[tuple[str, str]], body: bytes, *, timeout: float
     ) -> Reply | Failure:
         """The same for one message."""
         began = perf_counter()

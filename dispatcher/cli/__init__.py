@@ -20,9 +20,11 @@ if TYPE_CHECKING:
 
 COMMANDS: Final = {
     "bench": "put an open-loop load on the library or any upstream, and measure it",
+    "check": "print the settings of `serve` with their origin, and ask the upstream for its opinion",
     "demo": "send 20,000 mixed messages through a faulty local upstream and check every one",
     "dev": "run a local upstream that behaves like the service, faults included",
     "send": "send messages from a file or a pipe, NDJSON, any size",
+    "serve": "run the sidecar: any SDK publishes to it, and full batches leave it",
 }
 EXIT_DONE: Final = 0
 EXIT_UNDELIVERED: Final = 1

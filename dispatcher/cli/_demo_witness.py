@@ -14,7 +14,7 @@ import orjson
 from dispatcher.core.batch import Failure, Reply
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Sequence
 
     from dispatcher.transport import Transport
 
@@ -43,7 +43,7 @@ class Witness:
         return answer
 
     async def post_single(
-        self, target: str, headers: Mapping[str, str], body: bytes, *, timeout: float
+        self, target: str, headers: Sequence[tuple[str, str]], body: bytes, *, timeout: float
     ) -> Reply | Failure:
         """The same for one message."""
         answer = await self._transport.post_single(target, headers, body, timeout=timeout)

@@ -54,7 +54,8 @@ class SingleRequest(Struct, gc=False, frozen=True):
 
     target: str
     """Path below the base URL, the destination pasted raw: `/v2/publish/https://…`."""
-    headers: dict[str, str]
+    headers: tuple[tuple[str, str], ...]
+    """Header lines; a name may occur more than once."""
 
 
 class Trouble(Struct):
@@ -116,7 +117,7 @@ class Lane(Struct, eq=False, gc=False):
     is_queued: bool = False
     """It stands in the ring of ready lanes."""
     head_at: float = -1.0
-    """Admission instant under which the lane stands among the heads; negative: it does not."""
+    """Admission instant under which the lane stands in the heap of heads; negative: it does not."""
 
     @property
     def is_muted(self) -> bool:

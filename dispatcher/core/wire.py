@@ -43,6 +43,18 @@ _ID_KEY: Final = b'"Upstash-Deduplication-Id":'
 _RAW_TARGET_SAFE: Final = "".join(chr(code) for code in range(0x21, 0x7F))
 
 
+class AloneMessage(Message, kw_only=True, gc=False, eq=False):
+    """A message that leaves by itself, as the request that a caller made it: target, header lines, bytes.
+
+    For a program that takes such requests from others, and may pass on what no batch can carry. `destination`
+    and `queue` say where it goes; the body is bytes, of any size; an id, its own or drawn, is one more line.
+    """
+
+    request: SingleRequest
+    is_idempotent: bool = False
+    """Its lines or its query make repeating it safe: they bring an id, or have one made of its content."""
+
+
 class Encoded(Struct, gc=False):
     """One message as it will travel."""
 
@@ -183,6 +195,8 @@ class Encoder:
             MessageInvalid: It would be refused by the service, or spoil its batch.
             MessageTooLarge: Its body is above the configured bound.
         """
+        if isinstance(message, AloneMessage):
+            return self._encode_alone(message)
         prefix = self._prefix(message)
         identity, owns_id = message.deduplication_id, False
         if identity is not None:
@@ -207,17 +221,23 @@ class Encoder:
         body = bytes(message.body)  # type: ignore[arg-type]  # not text: bytes that are not UTF-8
         self._check_size(len(body))
         _check_query(message.destination)
-        headers = dict(prefix.headers)
         identity = identity or prefix.given_id
-        if identity is not None:
-            headers[DEDUPLICATION_ID] = identity
-        destination = quote(message.destination, safe=_RAW_TARGET_SAFE)
-        queue = quote(message.queue, safe="") if message.queue else None  # `?` would end the path
-        target = f"/v2/enqueue/{queue}/{destination}" if queue else f"/v2/publish/{destination}"
-        single = SingleRequest(target, headers)
+        target = single_target(message.destination, message.queue)
+        single = _with_id(SingleRequest(target, tuple(prefix.headers.items())), identity)
         return Encoded(
             body, identity, identity is not None or prefix.is_content_deduplicated, owns_id, single
         )
+
+    def _encode_alone(self, message: AloneMessage) -> Encoded:
+        """A message whose request is there already: nothing of it is judged here."""
+        identity, owns_id = message.deduplication_id, False
+        if identity is not None:
+            check_deduplication_id(identity)
+        elif self._draws_ids and not message.is_idempotent:
+            identity, owns_id = self._draw_id(), True
+        assert isinstance(message.body, bytes)
+        is_safe = identity is not None or message.is_idempotent
+        return Encoded(message.body, identity, is_safe, owns_id, _with_id(message.request, identity))
 
     def _check_size(self, size: int) -> None:
         if size > self._max_message_bytes:
@@ -265,6 +285,20 @@ class Encoder:
             is_content_deduplicated=content,
             draws_id=self._draws_ids and given_id is None and not content,
         )
+
+
+def single_target(destination: str, queue: str | None) -> str:
+    """The path of a message's own request, the destination pasted raw."""
+    destination = quote(destination, safe=_RAW_TARGET_SAFE)
+    if not queue:
+        return f"/v2/publish/{destination}"
+    return f"/v2/enqueue/{quote(queue, safe='')}/{destination}"  # a `?` would end the path
+
+
+def _with_id(request: SingleRequest, identity: str | None) -> SingleRequest:
+    if identity is None:
+        return request
+    return SingleRequest(request.target, (*request.headers, (DEDUPLICATION_ID, identity)))
 
 
 def _text_of(message: Message) -> bytes | None:

@@ -20,7 +20,7 @@ from dispatcher.testing import ScriptedTransport
 from tests.bench.support import load
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Sequence
 
 pytestmark = pytest.mark.anyio
 
@@ -39,7 +39,7 @@ class Slow(ScriptedTransport):
         return await super().post_batch(body, timeout=timeout)
 
     async def post_single(
-        self, target: str, headers: Mapping[str, str], body: bytes, *, timeout: float
+        self, target: str, headers: Sequence[tuple[str, str]], body: bytes, *, timeout: float
     ) -> Reply | Failure:
         await self._take_time()
         return await super().post_single(target, headers, body, timeout=timeout)

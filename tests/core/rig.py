@@ -55,7 +55,7 @@ def make_entry(
         owns_id=idempotent,
         admitted_at=admitted_at,
         deadline=admitted_at + within,
-        single=SingleRequest("/v2/publish/" + destination, {}) if is_single else None,
+        single=SingleRequest("/v2/publish/" + destination, ()) if is_single else None,
     )
 
 

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dispatcher.core.batch import Batch, Entry
-from dispatcher.core.wire import CACHED_PREFIXES, Encoded, Encoder
+from dispatcher.core.batch import Batch, Entry, Run, SingleRequest
+from dispatcher.core.wire import CACHED_PREFIXES, AloneMessage, Encoded, Encoder
 from dispatcher.errors import MessageInvalid, MessageTooLarge
 from dispatcher.message import Message
 from dispatcher.options import Options
@@ -130,7 +130,7 @@ def test_content_deduplicated_messages_are_untouched() -> None:
         Message(URL, b"\xff", options=Options(content_based_deduplication=True)),
     ):
         encoded = one.encode(message)
-        headers = encoded.single.headers if encoded.single else parsed(encoded)["headers"]
+        headers = dict(encoded.single.headers) if encoded.single else parsed(encoded)["headers"]
         assert [name.lower() for name in headers] == ["upstash-content-based-deduplication"]
         assert (encoded.deduplication_id, encoded.idempotent, encoded.owns_id) == (None, True, False)
 
@@ -144,7 +144,7 @@ def test_deduplication_off() -> None:
     assert (own.deduplication_id, own.idempotent, own.owns_id) == ("mine", True, False)
     binary = one.encode(Message(URL, b"\xff"))
     assert binary.single is not None
-    assert (binary.single.headers, binary.idempotent) == ({}, False)
+    assert (binary.single.headers, binary.idempotent) == ((), False)
 
 
 def test_off_and_auto_share_options() -> None:
@@ -169,11 +169,11 @@ def test_bytes_that_are_no_text_travel_alone() -> None:
     assert encoded.data == b"\xff\x00"
     assert encoded.single is not None
     assert encoded.single.target == "/v2/publish/https://example.com//a%20b?q=1&r=%C3%BC"
-    assert encoded.single.headers == {
-        "Upstash-Delay": "5m",
-        "Upstash-Forward-X-Tenant": "42",
-        "Upstash-Deduplication-Id": "id0",
-    }
+    assert encoded.single.headers == (
+        ("Upstash-Forward-X-Tenant", "42"),
+        ("Upstash-Delay", "5m"),
+        ("Upstash-Deduplication-Id", "id0"),
+    )
     assert (encoded.deduplication_id, encoded.owns_id) == ("id0", True)
 
 
@@ -314,6 +314,48 @@ def test_a_batch_is_the_array_of_its_items(bodies: list[str]) -> None:
     wire = batch.body()
     assert [item.get("body", "") for item in json.loads(wire)] == bodies
     assert len(wire) == 2 + batch.size_bytes + len(entries) - 1
+
+
+def alone(**fields: Any) -> AloneMessage:
+    request = SingleRequest("/v2/publish/https://e.x/?upstash-delay=1s", (("Upstash-Label", "a"),) * 2)
+    return AloneMessage("https://e.x/", b"body", request=request, **fields)
+
+
+def test_a_ready_request_is_taken_as_it_is() -> None:
+    """Target, repeated lines and bytes stay; the id that makes repeating it safe is one more line."""
+    encoded = encoder().encode(alone())
+    assert encoded.data == b"body"
+    assert encoded.single == SingleRequest(
+        "/v2/publish/https://e.x/?upstash-delay=1s",
+        (("Upstash-Label", "a"), ("Upstash-Label", "a"), ("Upstash-Deduplication-Id", "id0")),
+    )
+    assert (encoded.deduplication_id, encoded.idempotent, encoded.owns_id) == ("id0", True, True)
+
+
+def test_a_ready_request_with_an_id_of_its_own() -> None:
+    """The caller's id is the line; where the request itself brings one, or ids are off, none is added."""
+    own = encoder().encode(alone(deduplication_id="mine"))
+    assert own.single is not None
+    assert own.single.headers[-1] == ("Upstash-Deduplication-Id", "mine")
+    assert (own.deduplication_id, own.idempotent, own.owns_id) == ("mine", True, False)
+    brought = encoder().encode(alone(is_idempotent=True))
+    off = encoder(draws_ids=False).encode(alone())
+    for encoded, is_safe in ((brought, True), (off, False)):
+        assert encoded.single == alone().request
+        assert (encoded.deduplication_id, encoded.idempotent, encoded.owns_id) == (None, is_safe, False)
+    with pytest.raises(MessageInvalid, match="deduplication id"):
+        encoder().encode(alone(deduplication_id="a:b"))
+
+
+def test_a_ready_request_is_never_taken_for_a_plain_message() -> None:
+    """The fast ways leave it to the one that knows it, whatever it holds; and of its size nothing is said."""
+    one = Encoder(lambda: "id", draws_ids=True, max_message_bytes=1)
+    assert one.encode_plain(alone()) is None
+    run = Run([], [], [])
+    message = alone()
+    assert one.encode_run([message], run, 10, 10_000) is message
+    assert len(run) == 0
+    assert one.encode(alone()).data == b"body"
 
 
 @pytest.mark.parametrize("query", ["qstash_token=x", "a=1&Upstash-Delay=5s", "upstash-any", "QSTASH_TOKEN"])

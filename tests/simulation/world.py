@@ -274,7 +274,7 @@ class World:
         self.reached.update(entry.number for entry in carried(batch))
         single = batch.single
         target = BATCH_PATH if single is None else single.target
-        headers = () if single is None else tuple(single.headers.items())
+        headers = () if single is None else single.headers
         reply = self.upstream.respond(target, batch.body(), headers, self.now + self.offset)
         ends_at, answer = _seen(reply, self.now, sent_at + batch.timeout, self.offset)
         self._at(ends_at, self._complete, batch, answer)

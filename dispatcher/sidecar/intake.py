@@ -1,0 +1,182 @@
+"""The intake: requests to publish, enqueue and batch, answered as the service answers them.
+
+Each message is settled on its own by the one dispatcher of the process. Nothing here decides what leaves or
+what an answer means; what a request says is read by `dialect`, what its caller is told is written by
+`answers`. The good path, a small publish that has room, is a chain of plain functions around one `await`.
+Called by `app`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING, Final
+
+from aiohttp import web
+
+from dispatcher.delivery import Delivery
+from dispatcher.errors import DispatcherError
+from dispatcher.sidecar import answers
+from dispatcher.sidecar.alone import Alone
+from dispatcher.sidecar.bodies import Bodies, broken, too_large
+from dispatcher.sidecar.bulk import Bulk
+from dispatcher.sidecar.dialect import Dialect, Refused
+from dispatcher.sidecar.reply import Reply
+from dispatcher.sidecar.submission import Place, Submission, outcome_of, take_back
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable
+
+    from aiohttp import StreamReader
+
+    from dispatcher.dispatcher import Dispatcher
+    from dispatcher.message import Message, Receipt
+    from dispatcher.sidecar.answers import Answer, Outcome
+    from dispatcher.sidecar.counters import IntakeCounters
+    from dispatcher.sidecar.server import Request
+    from dispatcher.sidecar.settings import ServeSettings
+
+BULK: Final = "bulk"
+BATCH: Final = "batch"
+ITEMS_A_TURN: Final = 500
+"""Messages of one JSON batch that are handed in before the loop has its turn."""
+NOT_ALLOWED: Final = 405
+
+
+class Intake:
+    """Answers `/v2/publish/…`, `/v2/enqueue/…/…` and `/v2/batch`.
+
+    Args:
+        dispatcher: Where every message goes; opened and closed by the daemon.
+        serve: Bounds and patience.
+        counters: Told of every request and of what was sent alone.
+    """
+
+    def __init__(self, dispatcher: Dispatcher, serve: ServeSettings, counters: IntakeCounters) -> None:
+        self._serve = serve
+        self._counters = counters
+        queue, batch = dispatcher.config.queue, dispatcher.config.batch
+        self._dialect = Dialect(min(batch.max_message_bytes, batch.max_bytes))
+        budget = max(queue.max_bytes, serve.max_batch_bytes)
+        self._bodies = Bodies(dispatcher.engine.room, budget, serve.patience, counters)
+        self._submission = submission = Submission(dispatcher, serve.patience, counters)
+        # Looked up once, not for each message:
+        self._has_room, self._send = submission.has_room, submission.send
+        self._max_bytes = serve.max_body_bytes
+
+    def handle(self, request: Request, route: str) -> Awaitable[web.StreamResponse]:
+        """Answer one request.
+
+        Args:
+            route: `publish`, `enqueue`, `batch` or `bulk`.
+        """
+        if route in (BATCH, BULK):
+            return self._answer_many(request, route)
+        return self._answer_one(request, route)
+
+    async def _answer_one(self, request: Request, route: str) -> web.StreamResponse:
+        try:
+            _check_method(request)
+            if request.awaits_continue or not (content := request.content).is_eof():
+                receipt = await self._send_late(request)
+            else:
+                body = _read(content)
+                message = self._message(request, body)
+                if self._has_room(len(body)):
+                    receipt = await self._send(message)
+                else:
+                    receipt = await self._submission.send_patiently(message)
+            response = Reply(*answers.of_receipt(receipt))
+        except (DispatcherError, Refused) as error:
+            response = self._refused(error)
+        self._counters.request(route, response.status)
+        return response
+
+    async def _send_late(self, request: Request) -> Receipt:
+        """The same for a body that did not come with its head."""
+        async with self._bodies.read(request, self._max_bytes) as body:
+            message = self._message(request, body)
+            if self._has_room(len(body)):
+                return await self._send(message)
+            return await self._submission.send_patiently(message)
+
+    def _message(self, request: Request, body: bytes) -> Message:
+        if len(body) > self._max_bytes:
+            raise too_large(self._max_bytes)
+        message = self._dialect.read_publish(request.raw_path, request.raw_headers, body)
+        if type(message) is Alone:
+            self._submission.count(message)
+        return message
+
+    def _refused(self, error: DispatcherError | Refused) -> Reply:
+        if isinstance(error, DispatcherError):
+            self._counters.failed(error)
+        answer = answers.of(error, time.time())
+        allowed = (("Allow", "POST"),) if answer.status == NOT_ALLOWED else ()
+        return Reply(answer.status, answer.body, (*answer.headers, *allowed))
+
+    # --------------------------------------------------------------------------------------------- batches
+
+    async def _answer_many(self, request: Request, route: str) -> web.StreamResponse:
+        response: web.StreamResponse
+        try:
+            _check_method(request)
+            if route == BULK:
+                bulk = Bulk(self._dialect, self._submission, self._counters, self._serve)
+                response = await bulk.run(request)
+            else:
+                response = Reply(*await self._batch(request))
+        except (DispatcherError, Refused) as error:
+            response = self._refused(error)
+        self._counters.request(route, response.status)
+        return response
+
+    async def _batch(self, request: Request) -> Answer:
+        async with self._bodies.read(request, self._serve.max_batch_bytes) as body:
+            messages = self._dialect.read_batch(body, self._serve.max_items)
+            outcomes = await self._settled(messages)
+        for outcome in outcomes:
+            if isinstance(outcome, DispatcherError):
+                self._counters.failed(outcome)
+        return answers.of_batch(outcomes, time.time())
+
+    async def _settled(self, messages: list[Message | Refused]) -> list[Outcome]:
+        """What became of each."""
+        submission, places = self._submission, list[Place]()
+        until = asyncio.get_running_loop().time() + self._serve.patience
+        try:
+            for number, message in enumerate(messages, 1):
+                place = submission.place_now(message)
+                if place is None:
+                    assert not isinstance(message, Refused)
+                    place = await submission.place(message, until)
+                places.append(place)
+                if number % ITEMS_A_TURN == 0:
+                    await asyncio.sleep(0)
+            return [await _outcome(place) for place in places]
+        except asyncio.CancelledError:
+            take_back(places)
+            raise
+
+
+async def _outcome(place: Place) -> Outcome:
+    outcome = outcome_of(place)
+    if outcome is None:
+        assert isinstance(place, Delivery)
+        await place.wait()
+        assert place.outcome is not None
+        return place.outcome
+    return outcome
+
+
+def _check_method(request: Request) -> None:
+    if request.method != "POST":
+        raise Refused(NOT_ALLOWED, "method not allowed, use POST")
+
+
+def _read(content: StreamReader) -> bytes:
+    """A body that is here as a whole."""
+    try:
+        return content.read_nowait()
+    except web.RequestPayloadError as error:
+        raise broken(error) from None

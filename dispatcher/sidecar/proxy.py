@@ -1,0 +1,311 @@
+"""Whatever is no publish goes to the upstream as it came, and its answer comes back as it was.
+
+Both bodies stream: nothing is collected but answers of a few kilobytes, which leave in one piece with their
+head. What changes on the way is the connection's own business (hop-by-hop headers, framing) and the
+credential: the caller's never leaves, the upstream's takes its place. The target is kept byte for byte.
+
+What it must never do: send to any other place than the configured upstream, follow a redirect, let a caller
+without the upstream's own token do more than look up and cancel messages, or say in an error what a query or
+a header held. `app` calls it with what `guard` found out about the caller.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from typing import TYPE_CHECKING, Any, Final
+
+import aiohttp
+from aiohttp import web
+from multidict import CIMultiDict
+from yarl import URL
+
+from dispatcher.sidecar.guard import Caller, is_token_key
+from dispatcher.sidecar.refusals import JSON, Refused, error_body
+from dispatcher.transport import KEEPALIVE_SECONDS, proxy_of, tls_context, words_of
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterable
+
+    from dispatcher.config import Config
+    from dispatcher.sidecar.server import Request
+    from dispatcher.sidecar.settings import ServeSettings
+
+WHOLE_BYTES: Final = 65_536
+"""An answer of a known length up to this is written with its head in one piece."""
+READ_BUFFER_BYTES: Final = 65_536
+CONNECTIONS_MAX: Final = 256
+HEAD_BYTES_MAX: Final = 65_536
+HOP_BY_HOP: Final = frozenset(
+    {
+        *("connection", "keep-alive", "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade"),
+        *("proxy-authenticate", "proxy-authorization", "proxy-authentication-info", "http2-settings"),
+    }
+)
+"""Headers of one connection, not of the message."""
+NOT_FORWARDED: Final = HOP_BY_HOP | {"authorization", "host", "expect"}
+NOT_RETURNED: Final = HOP_BY_HOP | {"alt-svc"}
+"""`Alt-Svc` would send callers past us, to where their token is unknown."""
+_MESSAGE: Final = re.compile(r"/v2/messages/(?!\.{1,2}(?:\?|$))[A-Za-z0-9._~-]+(?:\?[^#]*)?")
+"""One message by an id without escapes: no path that the upstream could read as another one."""
+_MESSAGES: Final = re.compile(r"/v2/messages(?:\?[^#]*)?")
+_ALL: Final = ("Content-Type", "User-Agent", "Accept", "Accept-Encoding")
+"""What aiohttp must not add to a request."""
+
+
+class Proxy:
+    """Passes requests to the upstream.
+
+    Args:
+        config: Whose `url`, `token` and `transport` settings are used.
+        serve: `proxy` and the bounds.
+    """
+
+    def __init__(self, config: Config, serve: ServeSettings) -> None:
+        self._config = config
+        self._serve = serve
+        base = URL(config.url, encoded=True)
+        self._origin = {"scheme": base.scheme, "host": base.raw_host or "", "port": base.port}
+        self._prefix = base.raw_path.rstrip("/")
+        self._env_proxy = proxy_of(base) if config.transport.trust_env else None
+        self._authorization = f"Bearer {config.token}"
+        self._session: aiohttp.ClientSession | None = None
+
+    def __repr__(self) -> str:
+        return f"<Proxy to {self._config.url}, {self._serve.proxy}>"
+
+    async def start(self) -> None:
+        """Open what is needed, in the running loop."""
+        transport = self._config.transport
+        connector = aiohttp.TCPConnector(
+            limit=CONNECTIONS_MAX,
+            keepalive_timeout=KEEPALIVE_SECONDS,
+            ssl=True if transport.ca_file is None else tls_context(transport.ca_file),
+        )
+        self._session = aiohttp.ClientSession(
+            connector=connector,
+            skip_auto_headers=_ALL,
+            cookie_jar=aiohttp.DummyCookieJar(),
+            auto_decompress=False,
+            read_bufsize=READ_BUFFER_BYTES,
+            max_line_size=HEAD_BYTES_MAX,
+            max_field_size=HEAD_BYTES_MAX,
+            timeout=aiohttp.ClientTimeout(
+                total=None,
+                sock_connect=transport.connect_timeout,
+                sock_read=self._serve.request_timeout,
+            ),
+        )
+
+    async def aclose(self) -> None:
+        """Close every connection to the upstream."""
+        if self._session is not None:
+            await self._session.close()
+            self._session = None
+
+    def set_token(self, token: str) -> None:
+        """Present another token from the next request on."""
+        self._authorization = f"Bearer {token}"
+
+    # ---------------------------------------------------------------------------------------------- requests
+
+    async def handle(self, request: Request, caller: Caller) -> web.StreamResponse:
+        """Pass one request on and its answer back.
+
+        Raises:
+            Refused: Its body is broken; the server answers that.
+        """
+        refused = self.refusal(request.method, request.raw_path, caller)
+        if refused is not None:
+            return _error(*refused)
+        try:
+            headers = self._forwarded(request)
+        except ValueError as error:
+            return _error(400, str(error))
+        request.is_stream = True
+        upload = _Upload(request, None if caller is Caller.OWNER else self._serve.max_body_bytes)
+        answer = _Answer(request)
+        try:
+            return await self._exchange(request, headers, upload, answer)
+        except (aiohttp.ClientError, OSError, ValueError) as error:
+            if upload.refused is not None:
+                raise upload.refused from None
+            if answer.is_begun:
+                raise ConnectionError("the upstream's answer broke off") from None
+            return _failure(error)
+
+    def refusal(self, method: str, target: str, caller: Caller) -> tuple[int, str] | None:
+        """Status and text for what this caller may not ask the upstream; `None` where it may."""
+        if caller is Caller.NONE:
+            return 401, "unauthorized: the token is missing or wrong"
+        allowed = self._serve.proxy
+        if allowed == "none":
+            return 404, "not found: this sidecar passes nothing on (its setting serve.proxy is `none`)"
+        if allowed == "all" and caller is Caller.OWNER:
+            return None
+        is_one = method in ("GET", "DELETE") and _MESSAGE.fullmatch(target) is not None
+        if is_one or (method == "DELETE" and _MESSAGES.fullmatch(target) is not None):
+            return None
+        cure = (
+            "present the upstream's own token"
+            if allowed == "all"
+            else "its setting serve.proxy allows no more"
+        )
+        return 403, f"this sidecar passes on only look-up and cancelling of messages for you; {cure}"
+
+    def _forwarded(self, request: Request) -> CIMultiDict[str]:
+        """The headers that go on, with the upstream's credential.
+
+        Raises:
+            ValueError: One of them is no text.
+        """
+        headers = _passed(request.headers, NOT_FORWARDED)
+        for name, value in headers.items():
+            if not (value.isascii() or _is_text(value)):
+                raise ValueError(f"the header {name} is not UTF-8 text")
+        headers["Authorization"] = self._authorization
+        return headers
+
+    def _url(self, target: str) -> URL:
+        """The upstream's URL for a raw target.
+
+        The target stands whole in the place of the path, `?` and all: parsed, an empty query would be lost.
+        """
+        return URL.build(**self._origin, path=self._prefix + without_token(target), encoded=True)  # type: ignore[arg-type]
+
+    async def _exchange(
+        self, request: Request, headers: CIMultiDict[str], upload: _Upload, answer: _Answer
+    ) -> web.StreamResponse:
+        assert self._session is not None, "the proxy was not started"
+        async with self._session.request(
+            request.method,
+            self._url(request.raw_path),
+            headers=headers,
+            data=upload if request.body_exists else None,
+            allow_redirects=False,
+            proxy=self._env_proxy,
+        ) as response:
+            try:
+                return await answer.relay(response)
+            finally:
+                if not upload.is_done:
+                    response.close()  # it answered before it had read everything
+
+
+class _Upload:
+    """A caller's body on its way; iterated once."""
+
+    def __init__(self, request: Request, bound: int | None) -> None:
+        self._request = request
+        self._bound = bound
+        self._is_begun = False
+        self.is_done = not request.body_exists
+        self.refused: Refused | None = None
+        """Why it could not be read to its end."""
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        if self._is_begun:  # aiohttp repeats a PUT or DELETE whose connection had gone stale
+            raise ConnectionResetError("the connection was lost, and a body that was streamed is gone")
+        self._is_begun = True
+        size = 0
+        try:
+            async for part in self._request.content.iter_any():
+                size += len(part)
+                if self._bound is not None and size > self._bound:
+                    raise Refused(413, f"the body has more than {self._bound} bytes")
+                yield part
+        except Refused as refused:
+            self.refused = refused
+            raise
+        self.is_done = True
+
+
+class _Unchanged(web.StreamResponse):
+    """An answer whose headers are the upstream's: what aiohttp would add by itself is taken out again."""
+
+    async def _prepare_headers(self) -> None:  # no public place comes after aiohttp's own additions
+        had_type = "Content-Type" in self.headers
+        await super()._prepare_headers()
+        if not had_type:
+            self.headers.popall("Content-Type", None)
+
+
+class _Whole(_Unchanged, web.Response):
+    pass
+
+
+class _Answer:
+    """The upstream's answer on its way back."""
+
+    def __init__(self, request: Request) -> None:
+        self._request = request
+        self.is_begun = False
+
+    async def relay(self, response: aiohttp.ClientResponse) -> web.StreamResponse:
+        """Write the answer: whole if it is short, else piece by piece as it comes."""
+        headers = _passed(response.headers, NOT_RETURNED)
+        status, reason = response.status, _reason(response)
+        length = response.content_length
+        if self._request.method == "HEAD" or status in (204, 304) or length == 0:
+            return _Whole(status=status, reason=reason, headers=headers)
+        if length is not None and length <= WHOLE_BYTES:
+            body = await response.read()
+            return _Whole(status=status, reason=reason, headers=headers, body=body)
+        answer = _Unchanged(status=status, reason=reason, headers=headers)
+        self.is_begun = True
+        await answer.prepare(self._request)
+        async for part in response.content.iter_any():
+            await answer.write(part)
+        await answer.write_eof()
+        return answer
+
+
+def without_token(target: str) -> str:
+    """The same target without the parts of its query that present a token, every other byte kept."""
+    path, mark, query = target.partition("?")
+    if not mark:
+        return target
+    parts = query.split("&")
+    kept = [part for part in parts if not is_token_key(part)]
+    if len(kept) == len(parts):
+        return target
+    return f"{path}?{'&'.join(kept)}" if kept else path
+
+
+def _passed(headers: Any, dropped: Iterable[str]) -> CIMultiDict[str]:
+    """What is the message's own: without the hop-by-hop headers and those that `Connection` names."""
+    named = {
+        name.strip().lower() for line in headers.getall("Connection", ()) for name in line.split(",") if name
+    }
+    named -= {"content-length", "content-type", "content-encoding"}  # naming these would change the message
+    return CIMultiDict(
+        (name, value)
+        for name, value in headers.items()
+        if (lower := name.lower()) not in dropped and lower not in named
+    )
+
+
+def _is_text(value: str) -> bool:
+    try:
+        value.encode()
+    except UnicodeEncodeError:  # a byte that was no UTF-8
+        return False
+    return True
+
+
+def _reason(response: aiohttp.ClientResponse) -> str:
+    reason = response.reason or ""
+    return reason if reason.isprintable() and reason.isascii() else ""
+
+
+def _error(status: int, text: str) -> web.Response:
+    return web.Response(status=status, body=error_body(text), content_type=JSON)
+
+
+def _failure(error: Exception) -> web.Response:
+    """What came of the upstream, for the caller: the texts of errors here name hosts and causes only."""
+    if isinstance(error, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError):
+        return _error(502, f"cannot connect to the upstream: {words_of(error)}")
+    if isinstance(error, TimeoutError | asyncio.TimeoutError):
+        return _error(504, "the upstream did not answer in time")
+    return _error(502, f"the connection to the upstream was lost: {type(error).__name__}")

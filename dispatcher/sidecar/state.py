@@ -1,0 +1,88 @@
+"""What the daemon is doing: starting, ready, draining, closed. Set by the daemon, read by everything else.
+
+It only moves forward, holds no task and knows no socket. Readiness also depends on the dispatcher, whose
+state is an argument here; nothing is asked of the upstream.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Final, Literal
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+Phase = Literal["starting", "ready", "draining", "closed"]
+PHASES: Final[tuple[Phase, ...]] = ("starting", "ready", "draining", "closed")
+HALTED: Final = frozenset({"halted", "refused"})
+"""States of a dispatcher to which nothing should be sent: the upstream refuses its token or URL."""
+ENDED: Final = frozenset({"draining", "closed"})
+"""States of a dispatcher that takes nothing more."""
+
+
+class State:
+    """The phase of the process, and since when.
+
+    Args:
+        clock: Monotonic seconds, for the uptime.
+        wall: Unix seconds, for the instant of the start.
+    """
+
+    def __init__(
+        self, clock: Callable[[], float] = time.monotonic, wall: Callable[[], float] = time.time
+    ) -> None:
+        self.phase: Phase = "starting"
+        self.started_at = wall()
+        """Unix seconds."""
+        self._clock = clock
+        self._began = clock()
+
+    def __repr__(self) -> str:
+        return f"<State {self.phase}>"
+
+    @property
+    def uptime(self) -> float:
+        """Seconds since this was made."""
+        return self._clock() - self._began
+
+    @property
+    def is_draining(self) -> bool:
+        """Nothing more is taken: the process is about to end, or has ended its work."""
+        return self.phase in ("draining", "closed")
+
+    def set_ready(self) -> None:
+        """The listeners are there."""
+        self._move("ready")
+
+    def set_draining(self) -> None:
+        """Take nothing more; what is held is being delivered. From here it is not ready."""
+        self._move("draining")
+
+    def set_closed(self) -> None:
+        """The drain is over."""
+        self._move("closed")
+
+    def _move(self, phase: Phase) -> None:
+        """Forward only: a second signal, or a late listener, takes nothing back."""
+        if PHASES.index(phase) > PHASES.index(self.phase):
+            self.phase = phase
+
+    def why_not_ready(self, dispatcher_state: str) -> str:
+        """Why callers should be sent elsewhere, empty if they should not.
+
+        A pause the service asked for and an outage are no reasons: they hit every instance alike, what is
+        held in the meantime is delivered afterwards, and a full sidecar makes its callers wait.
+        """
+        if self.phase != "ready":
+            return self.phase
+        if dispatcher_state in HALTED:
+            return f"{dispatcher_state}: the upstream refuses the token or URL"
+        if dispatcher_state in ENDED:
+            return "the dispatcher has stopped"
+        return ""
+
+    def why_not_alive(self, dispatcher_state: str) -> str:
+        """Why only another process would help, empty if this one works: its dispatcher died."""
+        if self.phase == "ready" and dispatcher_state in ENDED:
+            return "the dispatcher has stopped"
+        return ""

@@ -1,0 +1,1 @@
+"""Tests of the sidecar: the daemon, its intake, its proxy and its admin listener."""
