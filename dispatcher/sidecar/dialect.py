@@ -24,7 +24,7 @@ from dispatcher.sidecar.alone import (
     readable,
     speaks_to_service,
 )
-from dispatcher.sidecar.templates import IDENTITY, Kinds, Template, Templates
+from dispatcher.sidecar.templates import IDENTITY, OPTION, Kinds, Template, Templates
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -90,8 +90,8 @@ class Dialect:
         Raises:
             Refused: As the service would refuse it.
         """
-        kinds = self._raw_kinds
-        options = [line for line in lines if kinds[line[0]]]
+        said_nothing = self._raw_kinds.nothing
+        options = [line for line in lines if line[0] not in said_nothing]
         identity = None
         template = self._published.known.get((target, *options))
         if template is None:
@@ -118,11 +118,11 @@ class Dialect:
         return from_request(reason, target, lines, body, template.destination, template.queue)
 
     def _parted(self, options: Iterable[RawLine]) -> tuple[list[RawLine], list[str]]:
-        """Without the ids, which differ from message to message; an empty one is none."""
+        """The options, and the ids, which differ from message to message; an empty one is none."""
         kinds = self._raw_kinds
-        parted = list(options)
-        ids = [readable(value) for name, value in parted if kinds[name] == IDENTITY and value]
-        return [line for line in parted if kinds[line[0]] != IDENTITY], ids
+        parted = [(kinds[line[0]], line) for line in options]
+        ids = [readable(value) for kind, (_, value) in parted if kind == IDENTITY and value]
+        return [line for kind, line in parted if kind == OPTION], ids
 
     def _template(self, target: str, options: Sequence[RawLine], *, is_repeated: bool) -> Template:
         queue, raw = _place(target)

@@ -27,8 +27,6 @@ from dispatcher.sidecar.submission import Place, Submission, outcome_of, take_ba
 if TYPE_CHECKING:
     from collections.abc import Awaitable
 
-    from aiohttp import StreamReader
-
     from dispatcher.dispatcher import Dispatcher
     from dispatcher.message import Message, Receipt
     from dispatcher.sidecar.answers import Answer, Outcome
@@ -63,6 +61,7 @@ class Intake:
         # Looked up once, not for each message:
         self._has_room, self._send = submission.has_room, submission.send
         self._max_bytes = serve.max_body_bytes
+        self._count = counters.request
 
     def handle(self, request: Request, route: str) -> Awaitable[web.StreamResponse]:
         """Answer one request.
@@ -76,11 +75,10 @@ class Intake:
 
     async def _answer_one(self, request: Request, route: str) -> web.StreamResponse:
         try:
-            _check_method(request)
             if request.awaits_continue or not (content := request.content).is_eof():
                 receipt = await self._send_late(request)
             else:
-                body = _read(content)
+                body = content.read_nowait()
                 message = self._message(request, body)
                 if self._has_room(len(body)):
                     receipt = await self._send(message)
@@ -89,7 +87,9 @@ class Intake:
             response = Reply(*answers.of_receipt(receipt))
         except (DispatcherError, Refused) as error:
             response = self._refused(error)
-        self._counters.request(route, response.status)
+        except web.RequestPayloadError as error:
+            response = self._refused(broken(error))
+        self._count(route, response.status)
         return response
 
     async def _send_late(self, request: Request) -> Receipt:
@@ -101,6 +101,8 @@ class Intake:
             return await self._submission.send_patiently(message)
 
     def _message(self, request: Request, body: bytes) -> Message:
+        if request.method != "POST":
+            raise not_allowed()
         if len(body) > self._max_bytes:
             raise too_large(self._max_bytes)
         message = self._dialect.read_publish(request.raw_path, request.raw_headers, body)
@@ -120,7 +122,8 @@ class Intake:
     async def _answer_many(self, request: Request, route: str) -> web.StreamResponse:
         response: web.StreamResponse
         try:
-            _check_method(request)
+            if request.method != "POST":
+                raise not_allowed()
             if route == BULK:
                 bulk = Bulk(self._dialect, self._submission, self._counters, self._serve)
                 response = await bulk.run(request)
@@ -128,7 +131,7 @@ class Intake:
                 response = Reply(*await self._batch(request))
         except (DispatcherError, Refused) as error:
             response = self._refused(error)
-        self._counters.request(route, response.status)
+        self._count(route, response.status)
         return response
 
     async def _batch(self, request: Request) -> Answer:
@@ -169,14 +172,6 @@ async def _outcome(place: Place) -> Outcome:
     return outcome
 
 
-def _check_method(request: Request) -> None:
-    if request.method != "POST":
-        raise Refused(NOT_ALLOWED, "method not allowed, use POST")
-
-
-def _read(content: StreamReader) -> bytes:
-    """A body that is here as a whole."""
-    try:
-        return content.read_nowait()
-    except web.RequestPayloadError as error:
-        raise broken(error) from None
+def not_allowed() -> Refused:
+    """Another method than POST."""
+    return Refused(NOT_ALLOWED, "method not allowed, use POST")

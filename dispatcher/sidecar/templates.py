@@ -41,12 +41,19 @@ class Template(Struct):
 class Kinds(dict[Any, int], Generic[T]):
     """Headers' names, as they come, to what they say: nothing of the message, an option, its id."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.nothing: set[T] = set()
+        """Those that say nothing, as far as they were asked for."""
+
     def __missing__(self, name: T) -> int:
         lower = (readable(name) if isinstance(name, bytes) else name).lower()
         kind = OPTION if lower == "content-type" or lower.startswith(SERVICE_PREFIX) else NOTHING
         kind = IDENTITY if lower == _ID_NAME else kind
         if len(self) < NAMES_MAX and len(name) < NAMES_MAX:
             self[name] = kind
+            if kind == NOTHING:
+                self.nothing.add(name)
         return kind
 
 
