@@ -48,21 +48,18 @@ class Flushes:
 
     def release_run(self, run: Run) -> None:
         """The same as `release`, for a run."""
-        unsettled = self._unsettled
-        unsettled[run.epoch] -= len(run)
-        if not unsettled[run.epoch]:
-            del unsettled[run.epoch]
+        self._subtract(run.epoch, len(run))
 
     def release(self, entries: Sequence[Entry]) -> None:
         """These have settled: the flushes that cover them wait for fewer."""
-        unsettled = self._unsettled
-        if len(unsettled) == 1:
-            epoch = entries[0].epoch
-            unsettled[epoch] -= len(entries)
-            if not unsettled[epoch]:
-                del unsettled[epoch]
+        if len(self._unsettled) == 1:
+            self._subtract(entries[0].epoch, len(entries))
             return
         for entry in entries:
-            unsettled[entry.epoch] -= 1
-            if not unsettled[entry.epoch]:
-                del unsettled[entry.epoch]
+            self._subtract(entry.epoch, 1)
+
+    def _subtract(self, epoch: int, entries: int) -> None:
+        unsettled = self._unsettled
+        unsettled[epoch] -= entries
+        if not unsettled[epoch]:
+            del unsettled[epoch]

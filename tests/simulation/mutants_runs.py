@@ -121,8 +121,8 @@ RUN_MUTANTS = (
         "runs runs_faulty machine",
         Flushes,
         "release_run",
-        "unsettled[run.epoch] -= len(run)",
-        "unsettled[run.epoch] -= 1",
+        "self._subtract(run.epoch, len(run))",
+        "self._subtract(run.epoch, 1)",
     ),
     one(
         "a run belongs to the first flush",
