@@ -265,6 +265,33 @@ class Dispatcher:
         self._check_open()
         self._pump.set_token(replace(self.config, token=token).token)
 
+    def set_limits(
+        self,
+        *,
+        max_messages: int | None = None,
+        max_bytes: int | None = None,
+        max_in_flight: int | None = None,
+    ) -> None:
+        """Change `queue.max_messages`, `queue.max_bytes` or `limit.max_in_flight` of an open dispatcher.
+
+        What is held or in flight above a lower bound stays so; nothing more is taken or started meanwhile.
+
+        Raises:
+            ConfigError: A value is not allowed; nothing is changed.
+            DispatcherClosed: The dispatcher is not open.
+        """
+        self._check_open()
+        bounds = {"max_messages": max_messages, "max_bytes": max_bytes}
+        queue = replace(self.config.queue, **{name: n for name, n in bounds.items() if n is not None})
+        limit = self.config.limit
+        if max_in_flight is not None:
+            limit = replace(limit, max_in_flight=max_in_flight)
+        self.config = replace(self.config, queue=queue, limit=limit)
+        self._max_bytes = queue.max_bytes
+        self._engine.room.resize(queue.max_messages, queue.max_bytes)
+        self._engine.limit.set_maximum(limit.max_in_flight)
+        self._pump.schedule()
+
     def resume(self, queue: str) -> bool:
         """Let a queue go on that stopped at a failed message (`Queue(on_failure="stop")`).
 

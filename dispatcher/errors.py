@@ -10,7 +10,7 @@
     │   ├── MessageTooLarge          size, limit
     │   └── DispatcherClosed
     ├── DeliveryError                taken by us, and not confirmed as delivered: message, certainty, attempts
-    │   ├── MessageRejected          status, reason: the service refused this message
+    │   ├── MessageRejected          status, words: the service refused this message
     │   ├── OutcomeUnknown           it may have been accepted; we cannot tell, and repeating is not safe
     │   ├── DeadlineExceeded (TimeoutError)
     │   ├── RetriesExhausted         only where max_attempts is set
@@ -143,7 +143,7 @@ class DeliveryError(DispatcherError):
 
 
 class MessageRejected(DeliveryError):  # noqa: N818
-    """The service refused this message; `status` and `reason` are its own words."""
+    """The service refused this message: with this `status`, for a reason in its own `words`."""
 
     def __init__(
         self,
@@ -153,8 +153,10 @@ class MessageRejected(DeliveryError):  # noqa: N818
         message: Message,
         certainty: Certainty = "not_accepted",
         attempts: tuple[Attempt, ...] = (),
+        words: str = "",
     ) -> None:
         self.status = status
+        self.words = words
         super().__init__(reason, message=message, certainty=certainty, attempts=attempts)
 
 

@@ -33,9 +33,16 @@ SERVE_PREFIX: Final = "DISPATCHER_SERVE_"
 DEFAULT: Final = "default"
 """The origin of what nobody gave."""
 _MISNAMED: Final = {"DISPATCHER_TOKEN": "QSTASH_TOKEN", "DISPATCHER_URL": "QSTASH_URL"}
-# Kubernetes puts these into the containers beside a Service called `dispatcher`; they are nobody's mistake.
+# Kubernetes puts these into the containers beside a Service called `dispatcher` or `dispatcher-anything`:
+# nobody's mistake, though one of them may have the name of a setting (`dispatcher-serve`'s port).
 _SERVICE_LINK: Final = re.compile(
-    r"DISPATCHER_(SERVICE_(HOST|PORT(_\w+)?)|PORT(_\d+_(TCP|UDP|SCTP)(_\w+)?)?)"
+    r"""DISPATCHER_(?:[A-Z0-9_]+_)?(?:
+        SERVICE_HOST=[0-9a-fA-F.:]+
+      | SERVICE_PORT(?:_[A-Z0-9_]+)?=\d+
+      | PORT(?:_\d+_(?:TCP|UDP|SCTP))?=(?:tcp|udp|sctp)://[0-9a-fA-F.:\[\]]+:\d+
+      | PORT_\d+_(?:TCP|UDP|SCTP)_(?:PROTO=(?:tcp|udp|sctp)|PORT=\d+|ADDR=[0-9a-fA-F.:]+)
+    )""",
+    re.VERBOSE,
 )
 
 
@@ -101,6 +108,8 @@ def _from_environment(settings: Sequence[Setting], environment: Mapping[str, str
     known = {one.env: one for one in settings}
     values = {}
     for name, text in environment.items():
+        if name.startswith(PREFIX) and _SERVICE_LINK.fullmatch(f"{name}={text}"):
+            continue
         one = known.get(name)
         if one is None:
             _check_foreign(name, known)
@@ -176,7 +185,7 @@ def _unreadable(field: str, path: Path, error: OSError, wanted: str) -> ConfigEr
 
 def _check_foreign(name: str, known: Iterable[str]) -> None:
     """Other programs' variables are none of our business, a misspelt one of ours is."""
-    if not name.startswith(PREFIX) or name in (CONFIG_FILE, TOKEN_FILE) or _SERVICE_LINK.fullmatch(name):
+    if not name.startswith(PREFIX) or name in (CONFIG_FILE, TOKEN_FILE):
         return
     # Beside a daemon in the same environment, the library's own programs leave the daemon's variables alone.
     if not name.startswith(SERVE_PREFIX) or any(one.startswith(SERVE_PREFIX) for one in known):

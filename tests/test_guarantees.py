@@ -11,6 +11,7 @@ import pytest
 
 from dispatcher import (
     Config,
+    ConfigError,
     DeadlineExceeded,
     DeliveryError,
     Dispatcher,
@@ -19,9 +20,11 @@ from dispatcher import (
     Message,
     MessageRejected,
     Queue,
+    QueueFull,
     QuotaExhausted,
     Receipt,
 )
+from dispatcher.config import LimitSettings, QueueSettings
 from dispatcher.core.batch import Reply
 from dispatcher.testing import ScriptedTransport, local_upstream
 
@@ -47,6 +50,35 @@ async def until(condition: Callable[[], bool], within: float = 5.0) -> None:
     async with asyncio.timeout(within):
         while not condition():
             await asyncio.sleep(0.005)
+
+
+# ----------------------------------------------------------------------------------------------- limits
+
+
+async def test_limits_change_while_it_is_open() -> None:
+    """A smaller room takes nothing more and loses nothing, a larger one serves who waited."""
+    transport = ScriptedTransport()
+    config = Config(token="t", queue=QueueSettings(max_messages=4), limit=LimitSettings("fixed", 8))
+    async with Dispatcher(config, transport=transport) as dispatcher:
+        transport.hold()
+        held = [dispatcher.put_nowait(Message(URL, body=str(n), queue=f"q{n}")) for n in range(4)]
+        await until(lambda: len(transport.batches) > 0)
+        waiting = asyncio.create_task(dispatcher.send(Message(URL, body="waits")))
+        await asyncio.sleep(0)
+        with pytest.raises(ConfigError, match="max_in_flight"):
+            dispatcher.set_limits(max_messages=5, max_in_flight=0)
+        dispatcher.set_limits(max_messages=2)
+        assert dispatcher.config.queue.max_messages == dispatcher.engine.room.max_messages == 2
+        with pytest.raises(QueueFull, match="4 of 2"):
+            dispatcher.put_nowait(Message(URL))
+        dispatcher.set_limits(max_messages=100, max_in_flight=1)
+        await until(lambda: dispatcher.statistics().held == 5)
+        assert dispatcher.statistics().limit == 1
+        transport.release()
+        assert [type(await each) for each in held] == [Receipt] * 4
+        assert isinstance(await waiting, Receipt)
+    with pytest.raises(DispatcherClosed):
+        dispatcher.set_limits(max_messages=1)
 
 
 # ------------------------------------------------------------------------------------------------ halts

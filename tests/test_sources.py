@@ -16,6 +16,7 @@ from dispatcher.config import (
     settings,
 )
 from dispatcher.errors import ConfigError
+from dispatcher.sidecar.settings import ServeSettings, SidecarConfig
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -181,16 +182,63 @@ def test_an_unknown_variable_names_the_nearest(name: str, nearest: str) -> None:
 
 
 def test_other_programs_variables_are_left_alone() -> None:
-    """Among them those that Kubernetes sets for a Service called `dispatcher`."""
-    service = {
-        "DISPATCHER_SERVICE_HOST": "10.0.0.1",
-        "DISPATCHER_SERVICE_PORT": "80",
-        "DISPATCHER_SERVICE_PORT_HTTP": "80",
-        "DISPATCHER_PORT": "tcp://10.0.0.1:80",
-        "DISPATCHER_PORT_80_TCP": "tcp://10.0.0.1:80",
-        "DISPATCHER_PORT_80_TCP_ADDR": "10.0.0.1",
+    """Whatever they are called."""
+    assert Config.load(env={**TOKEN, "PATH": "/bin", "QSTASH_OTHER": "x"}) == Config(SECRET)
+
+
+def service_links(name: str, host: str = "10.0.0.1", port: int = 8090) -> dict[str, str]:
+    """What Kubernetes puts into the environment of containers beside a Service."""
+    url = f"tcp://{f'[{host}]' if ':' in host else host}:{port}"
+    return {
+        f"{name}_SERVICE_HOST": host,
+        f"{name}_SERVICE_PORT": str(port),
+        f"{name}_SERVICE_PORT_HTTP": str(port),
+        f"{name}_PORT": url,
+        f"{name}_PORT_{port}_TCP": url,
+        f"{name}_PORT_{port}_TCP_PROTO": "tcp",
+        f"{name}_PORT_{port}_TCP_PORT": str(port),
+        f"{name}_PORT_{port}_TCP_ADDR": host,
     }
-    assert Config.load(env={**TOKEN, **service, "PATH": "/bin", "QSTASH_OTHER": "x"}) == Config(SECRET)
+
+
+@pytest.mark.parametrize("host", ["10.0.0.1", "fd00::1"])
+@pytest.mark.parametrize(
+    "name", ["DISPATCHER", "DISPATCHER_SERVE", "DISPATCHER_SERVE_ADMIN", "DISPATCHER_SIDECAR", "DISPATCHER_2"]
+)
+def test_service_links_are_left_alone(name: str, host: str) -> None:
+    """A Service called like us is nobody's mistake, not even where a link has the name of a setting."""
+    links = service_links(name, host)
+    assert Config.load(env={**TOKEN, **links}) == Config(SECRET)
+    sidecar = SidecarConfig.load(env={**TOKEN, **links})
+    assert sidecar.serve == ServeSettings()
+    assert not any(origin.startswith("environment DISPATCHER") for origin in sidecar.origins.values())
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("DISPATCHER_PORT", "8090"),
+        ("DISPATCHER_PORT", "http://10.0.0.1:80"),
+        ("DISPATCHER_PORT", "tcp://10.0.0.1"),
+        ("DISPATCHER_SERVICE_HOST", "somewhere"),
+        ("DISPATCHER_SERVICE_PORT", "http"),
+        ("DISPATCHER_PORT_80_TCP_ADDRESS", "10.0.0.1"),
+        ("DISPATCHER_PORT_TCP", "tcp://10.0.0.1:80"),
+        ("DISPATCHER_SERVE_HTTP_PORT", "80"),
+        ("DISPATCHER_RETRY_HOST", "10.0.0.1"),
+    ],
+)
+def test_what_only_looks_like_a_service_link_is_a_mistake(name: str, value: str) -> None:
+    """Their exact forms, by name and value, and nothing else."""
+    assert refused(SidecarConfig.load, env={**TOKEN, name: value}).field == name
+
+
+def test_a_port_that_is_a_link_is_no_port_elsewhere() -> None:
+    """Only in the environment: a flag or a file of that value is wrong."""
+    assert refused(SidecarConfig.load, env=TOKEN, serve_port="tcp://10.0.0.1:80").field == "serve.port"
+    assert (
+        refused(SidecarConfig.load, env={**TOKEN, "DISPATCHER_SERVE_PORT": "tcp://h:1"}).field == "serve.port"
+    )
 
 
 @pytest.mark.parametrize(

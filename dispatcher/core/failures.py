@@ -43,6 +43,7 @@ def rejected(entry: Entry, status: int, words: str) -> MessageRejected:
         message=_again(entry),
         certainty=known(entry),
         attempts=entry.attempts,
+        words=words,
     )
 
 

@@ -48,7 +48,8 @@ PROBE_RETRY_SECONDS: Final = 0.2
 """A probe that brought no answer about the reason of the pause is repeated after it."""
 HALT_PROBE_SECONDS: Final = 30.0
 LONE_REFUSALS: Final = 3
-"""403, 404 and 405 may be one message's fault; three alone with nothing accepted since are the URL's."""
+"""403, 404 and 405 may be one message's fault; three alone with nothing accepted since are the URL's. (A 404
+that surely is a message's own does not come here.)"""
 
 
 class Permit(Enum):

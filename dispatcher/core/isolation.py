@@ -182,8 +182,13 @@ def _holds(entries: list[Entry], lane: Lane) -> bool:
 
 def _named(entries: list[Entry], text: str) -> int | None:
     """Position of the one item of which the service's words name a value."""
-    named = [index for index, entry in enumerate(entries) if any(value in text for value in _values(entry))]
+    named = [index for index, entry in enumerate(entries) if is_named(entry, text)]
     return named[0] if len(named) == 1 else None
+
+
+def is_named(entry: Entry, text: str) -> bool:
+    """The service's words name a value of this message."""
+    return any(value in text for value in _values(entry))
 
 
 def _values(entry: Entry) -> Iterator[str]:

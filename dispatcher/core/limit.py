@@ -71,6 +71,10 @@ class Limit(Protocol):
         """Round trips between two starts; 0: any number may start at once."""
         ...
 
+    def set_maximum(self, maximum: int) -> None:
+        """Another `max_in_flight` from now on; what is out stays out."""
+        ...
+
 
 class LimitPolicy(Protocol):
     """What the configuration says of it; `config.LimitSettings` fits."""
@@ -115,6 +119,10 @@ class FixedLimit:
     def spacing(self, now: float) -> float:
         """Whatever may be out may start at once."""
         return 0.0
+
+    def set_maximum(self, maximum: int) -> None:
+        """The number itself."""
+        self.value = maximum
 
 
 class AdaptiveLimit:
@@ -172,6 +180,11 @@ class AdaptiveLimit:
     def spacing(self, now: float) -> float:
         """While the upstream refuses some, starts are spread over a round trip: a wave is refused as one."""
         return 1.0 / self._limit if now - self._refused_at < SPACED_SECONDS else 0.0
+
+    def set_maximum(self, maximum: int) -> None:
+        """Never above it; to a higher one it grows as ever."""
+        self._maximum = float(maximum)
+        self._set(self._limit)
 
     def _on_success(self, messages: int, started_at: float, now: float, *, was_reached: bool) -> None:
         advice: Advice = "grow"

@@ -146,6 +146,16 @@ def error_text(body: bytes) -> str:
     return clip(error if isinstance(error, str) else orjson.dumps(value).decode())
 
 
+def service_words(body: bytes) -> str | None:
+    """The same of a reply in the service's own form, an object with an `error`; of any other `None`."""
+    try:
+        value = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        return None
+    error = value.get("error") if isinstance(value, dict) else None
+    return clip(error) if isinstance(error, str) else None
+
+
 def clip(text: str) -> str:
     """Text of another party, fit for one line of a log."""
     line = " ".join(text.split())

@@ -32,19 +32,24 @@ class Room(Generic[T]):
     Room is reserved on admission and released when a message settles.
     """
 
-    __slots__ = ("_line", "_resume_bytes", "_resume_messages", "_resuming", "_waiting", "held_bytes",
-                 "held_messages", "max_bytes", "max_messages")  # fmt: skip
+    __slots__ = ("_line", "_resume_below", "_resume_bytes", "_resume_messages", "_resuming", "_waiting",
+                 "held_bytes", "held_messages", "max_bytes", "max_messages")  # fmt: skip
 
     def __init__(self, max_messages: int, max_bytes: int, resume_below: float) -> None:
-        self.max_messages = max_messages
-        self.max_bytes = max_bytes
+        self._resume_below = resume_below
+        self.resize(max_messages, max_bytes)
         self.held_messages = 0
         self.held_bytes = 0
-        self._resume_messages = max_messages * resume_below
-        self._resume_bytes = max_bytes * resume_below
         self._line: deque[Ticket[T]] = deque()
         self._waiting = 0
         self._resuming = False
+
+    def resize(self, max_messages: int, max_bytes: int) -> None:
+        """Other bounds from now on; what is held above them stays held, and nothing more is taken."""
+        self.max_messages = max_messages
+        self.max_bytes = max_bytes
+        self._resume_messages = max_messages * self._resume_below
+        self._resume_bytes = max_bytes * self._resume_below
 
     @property
     def waiting(self) -> int:

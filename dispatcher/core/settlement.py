@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 from dispatcher.core import failures, retry
 from dispatcher.core.batch import IN_FLIGHT, ISOLATED, SETTLED, Entry, Failure, Reply, Run
 from dispatcher.core.budget import EARNED
-from dispatcher.core.isolation import Isolation
+from dispatcher.core.isolation import Isolation, is_named
 from dispatcher.core.replies import (
     Accepted,
     AcceptedByGroup,
@@ -23,6 +23,7 @@ from dispatcher.core.replies import (
     read_receipts,
     read_reply,
     read_single_reply,
+    service_words,
 )
 from dispatcher.core.retry import Ruling, Verdict
 from dispatcher.core.setback import SAFE_SECONDS, note, put_back, resolve, settle_failed, shift
@@ -46,6 +47,7 @@ RULINGS_OF_ENTRIES: Final[dict[Certainty, Ruling]] = {
 _trouble: Final = attrgetter("trouble")
 WAKE_SECONDS: Final = 0.5
 """After an outage everything that backs off goes within it."""
+NOT_FOUND: Final = 404
 FIRST_CONTACT_WORDS: Final = "nothing was ever accepted under this URL and token"
 
 
@@ -394,8 +396,19 @@ def _split(engine: Engine, batch: Batch, live: list[Entry], ruling: Ruling, repl
 def _reject(engine: Engine, batch: Batch, entry: Entry, ruling: Ruling, reply: Reply, now: float) -> None:
     words = error_text(reply.body)
     settle_failed(engine, entry, failures.rejected(entry, reply.status, words), "rejected")
-    if ruling.may_be_systemic and engine.gate.on_lone_refusal(batch.number, reply.status, words, now):
+    if not ruling.may_be_systemic or _is_its_own_fault(engine, entry, reply):
+        return
+    if engine.gate.on_lone_refusal(batch.number, reply.status, words, now):
         fail_parked(engine, now)
+
+
+def _is_its_own_fault(engine: Engine, entry: Entry, reply: Reply) -> bool:
+    """Something that this message asks for is missing, such as a URL group: that is nobody else's trouble.
+
+    The service itself says so, by name, or by any words of its own once it is known that the URL is right.
+    """
+    words = service_words(reply.body) if reply.status == NOT_FOUND else None
+    return words is not None and (engine.gate.has_accepted or is_named(entry, words))
 
 
 def _halt(engine: Engine, batch: Batch, live: list[Entry], ruling: Ruling, reply: Reply, now: float) -> None:

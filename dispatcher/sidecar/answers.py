@@ -150,7 +150,8 @@ def _failure(error: DispatcherError | Refused, unix_now: float) -> tuple[int, di
 def _undelivered(error: DeliveryError, unix_now: float) -> tuple[int, dict[str, Any], int | None]:
     value: dict[str, Any] = {"error": str(error), "certainty": error.certainty}
     if isinstance(error, MessageRejected):
-        value["error"] = service_words(error)
+        place = _PLACE.match(error.words)
+        value["error"] = error.words[place.end() :] if place else error.words or error.reason
         if error.certainty == "not_accepted":
             del value["certainty"]  # as the service says it
         return error.status if error.status >= 400 else 502, value, None  # 2xx: its entry was an error
@@ -160,13 +161,6 @@ def _undelivered(error: DeliveryError, unix_now: float) -> tuple[int, dict[str, 
         value["error"] = error.reason
         return 503, value, HALT_SECONDS
     return 504, value, None
-
-
-def service_words(error: MessageRejected) -> str:
-    """What the service said of a message that it refused."""
-    words = error.reason.partition(f" was rejected with {error.status}: ")[2] or error.reason
-    place = _PLACE.match(words)
-    return words if place is None else words[place.end() :]
 
 
 def _retry_after(seconds: int | None) -> tuple[tuple[str, str], ...]:

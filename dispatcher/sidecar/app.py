@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from dispatcher.sidecar.intake import Intake
     from dispatcher.sidecar.proxy import Proxy
     from dispatcher.sidecar.server import Request
-    from dispatcher.sidecar.settings import ServeSettings
 
 OURS: Final = "/dispatcher/"
 
@@ -52,14 +51,12 @@ class App:
         proxy: Proxy,
         guard: Guard,
         counters: IntakeCounters,
-        serve: ServeSettings,
     ) -> None:
         self._dispatcher = dispatcher
         self._intake = intake
         self._proxy = proxy
         self._check = guard.check
         self._count = counters.request
-        self._admin = f"{serve.admin_host}:{serve.admin_port}"
 
     def handle(self, request: Request) -> Awaitable[web.StreamResponse]:
         """Answer one request."""
@@ -86,7 +83,7 @@ class App:
     def _own(self, method: str, target: str) -> Awaitable[web.StreamResponse]:
         """What is ours on this listener: that this is a sidecar, and how it does."""
         if target.partition("?")[0] != OURS or method != "GET":
-            text = f"not found: status, metrics and health are at the admin listener, {self._admin}"
+            text = "not found: status, metrics and health are at the admin listener (serve.admin_port)"
             return self._say("own", 404, {"error": text})
         return self._say("own", 200, {"state": self._dispatcher.statistics().state})
 

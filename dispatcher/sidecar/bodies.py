@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 from aiohttp import web
 
 from dispatcher.errors import QueueFull
+from dispatcher.sidecar import refusals
 from dispatcher.sidecar.dialect import Refused
 
 if TYPE_CHECKING:
@@ -147,7 +148,9 @@ def too_large(max_bytes: int) -> Refused:
 
 
 def broken(error: Exception) -> Refused:
-    """A body that ended early or was not framed as announced."""
+    """A body that ended early, stopped coming or was not framed as announced."""
+    if isinstance(error, refusals.Refused):  # of ours: it knows its status
+        return Refused(error.status, f"the body could not be read: {error.text}")
     return Refused(400, f"the body could not be read: {' '.join(str(error).split())}")
 
 

@@ -19,7 +19,7 @@ from aiohttp import web
 
 from dispatcher.errors import AdmissionError, DispatcherError
 from dispatcher.ndjson import LineSplitter, LineTooLong, is_blank
-from dispatcher.sidecar import answers, refusals
+from dispatcher.sidecar import answers
 from dispatcher.sidecar.alone import Alone
 from dispatcher.sidecar.bodies import broken
 from dispatcher.sidecar.dialect import Refused
@@ -91,8 +91,6 @@ class Bulk:
                 await self._take_in(splitter.feed(chunk))
         except web.RequestPayloadError as error:
             self._break_off(broken(error))
-        except refusals.Refused as error:
-            self._break_off(Refused(error.status, error.text))
         else:
             await self._take_in(splitter.finish())
 

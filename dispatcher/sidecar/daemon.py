@@ -211,6 +211,12 @@ class Daemon:
         """Go on with what may change of a new configuration."""
         new = change(self._config, wanted)
         if new.taken:
+            settings = new.config.dispatcher
+            self._dispatcher.set_limits(
+                max_messages=settings.queue.max_messages,
+                max_bytes=settings.queue.max_bytes,
+                max_in_flight=settings.limit.max_in_flight,
+            )
             generation = Generation(new.config, self._dispatcher, self._counters, self._state)
             await generation.start()
             await self._retire(self._generation, generation)

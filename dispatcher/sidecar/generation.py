@@ -44,7 +44,7 @@ class Generation:
         guard = Guard(config.tokens, config.dispatcher.token, serve.authentication)
         self._proxy = Proxy(config.dispatcher, serve)
         intake = Intake(dispatcher, serve, counters)
-        self._app = App(dispatcher, intake, self._proxy, guard, counters, serve)
+        self._app = App(dispatcher, intake, self._proxy, guard, counters)
         self._server: web.Server = make_server(self._handle, serve, counters)
 
     async def start(self) -> None:

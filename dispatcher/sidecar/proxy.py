@@ -2,11 +2,19 @@
 
 Both bodies stream: nothing is collected but answers of a few kilobytes, which leave in one piece with their
 head. What changes on the way is the connection's own business (hop-by-hop headers, framing) and the
-credential: the caller's never leaves, the upstream's takes its place. The target is kept byte for byte.
+credential: the caller's never leaves, the upstream's takes its place. The target is kept byte for byte. No
+cookies pass: to the upstream all callers are one.
+
+Who presents the upstream's own token may do all that it allows. Other callers may do exactly this, with no
+header but the plain ones of `OF_CALLERS`:
+- `GET /v2/messages/{id}`, with any query;
+- `DELETE /v2/messages/{id}`, without a query;
+- `DELETE /v2/messages` with a list of ids and nothing else, see `cancels`.
+With `proxy = "messages"` the same paths are all that owners get, though they may cancel without naming.
 
 What it must never do: send to any other place than the configured upstream, follow a redirect, let a caller
-without the upstream's own token do more than look up and cancel messages, or say in an error what a query or
-a header held. `app` calls it with what `guard` found out about the caller.
+do more than stands above, or say in an error what a query or a header held. `app` calls it with what `guard`
+found out about the caller.
 """
 
 from __future__ import annotations
@@ -20,6 +28,8 @@ from aiohttp import web
 from multidict import CIMultiDict
 from yarl import URL
 
+from dispatcher.sidecar import cancels
+from dispatcher.sidecar.cancels import ID, Cancel
 from dispatcher.sidecar.guard import Caller, is_token_key
 from dispatcher.sidecar.refusals import JSON, Refused, error_body
 from dispatcher.transport import KEEPALIVE_SECONDS, proxy_of, tls_context, words_of
@@ -43,12 +53,20 @@ HOP_BY_HOP: Final = frozenset(
     }
 )
 """Headers of one connection, not of the message."""
-NOT_FORWARDED: Final = HOP_BY_HOP | {"authorization", "host", "expect"}
-NOT_RETURNED: Final = HOP_BY_HOP | {"alt-svc"}
+NOT_FORWARDED: Final = HOP_BY_HOP | {"authorization", "host", "expect", "cookie", "prefer"}
+NOT_RETURNED: Final = HOP_BY_HOP | {"alt-svc", "set-cookie"}
 """`Alt-Svc` would send callers past us, to where their token is unknown."""
-_MESSAGE: Final = re.compile(r"/v2/messages/(?!\.{1,2}(?:\?|$))[A-Za-z0-9._~-]+(?:\?[^#]*)?")
+OF_CALLERS: Final = frozenset(
+    {
+        *("accept", "accept-encoding", "accept-language", "user-agent"),
+        *("content-type", "content-length", "content-encoding"),
+    }
+)
+"""Of callers who are not owners these are passed on, and `TELEMETRY`: no other header, which could make
+another request of theirs."""
+TELEMETRY: Final = "upstash-telemetry-"
+_MESSAGE: Final = re.compile(rf"/v2/messages/(?!\.{{1,2}}(?:\?|$)){ID}(?P<query>\?[^#]*)?")
 """One message by an id without escapes: no path that the upstream could read as another one."""
-_MESSAGES: Final = re.compile(r"/v2/messages(?:\?[^#]*)?")
 _ALL: Final = ("Content-Type", "User-Agent", "Accept", "Accept-Encoding")
 """What aiohttp must not add to a request."""
 
@@ -118,15 +136,23 @@ class Proxy:
         refused = self.refusal(request.method, request.raw_path, caller)
         if refused is not None:
             return _error(*refused)
+        cancel: Cancel | None = None
         try:
-            headers = self._forwarded(request)
+            headers = self._forwarded(request, caller)
+            if caller is not Caller.OWNER and cancels.is_bulk(request.raw_path):
+                cancel = await cancels.read(request, without_token(request.raw_path))
+                _describe(cancel, headers)
         except ValueError as error:
             return _error(400, str(error))
+        except Refused as why:
+            if request.has_more_body:
+                raise
+            return _error(why.status, why.text)
         request.is_stream = True
         upload = _Upload(request, None if caller is Caller.OWNER else self._serve.max_body_bytes)
         answer = _Answer(request)
         try:
-            return await self._exchange(request, headers, upload, answer)
+            return await self._exchange(request, headers, cancel, upload, answer)
         except (aiohttp.ClientError, OSError, ValueError) as error:
             if upload.refused is not None:
                 raise upload.refused from None
@@ -143,8 +169,7 @@ class Proxy:
             return 404, "not found: this sidecar passes nothing on (its setting serve.proxy is `none`)"
         if allowed == "all" and caller is Caller.OWNER:
             return None
-        is_one = method in ("GET", "DELETE") and _MESSAGE.fullmatch(target) is not None
-        if is_one or (method == "DELETE" and _MESSAGES.fullmatch(target) is not None):
+        if self._is_of_messages(method, target, caller):
             return None
         cure = (
             "present the upstream's own token"
@@ -153,13 +178,25 @@ class Proxy:
         )
         return 403, f"this sidecar passes on only look-up and cancelling of messages for you; {cure}"
 
-    def _forwarded(self, request: Request) -> CIMultiDict[str]:
+    @staticmethod
+    def _is_of_messages(method: str, target: str, caller: Caller) -> bool:
+        """Whether it looks up or cancels; what a caller names of many messages is read later."""
+        if method == "DELETE" and cancels.is_bulk(target):
+            return "#" not in target
+        one = _MESSAGE.fullmatch(without_token(target))
+        if method == "DELETE":
+            return one is not None and (caller is Caller.OWNER or not one["query"])
+        return method == "GET" and one is not None
+
+    def _forwarded(self, request: Request, caller: Caller) -> CIMultiDict[str]:
         """The headers that go on, with the upstream's credential.
 
         Raises:
             ValueError: One of them is no text.
         """
         headers = _passed(request.headers, NOT_FORWARDED)
+        if caller is not Caller.OWNER:
+            headers = _plain(headers)
         for name, value in headers.items():
             if not (value.isascii() or _is_text(value)):
                 raise ValueError(f"the header {name} is not UTF-8 text")
@@ -174,21 +211,27 @@ class Proxy:
         return URL.build(**self._origin, path=self._prefix + without_token(target), encoded=True)  # type: ignore[arg-type]
 
     async def _exchange(
-        self, request: Request, headers: CIMultiDict[str], upload: _Upload, answer: _Answer
+        self,
+        request: Request,
+        headers: CIMultiDict[str],
+        cancel: Cancel | None,
+        upload: _Upload,
+        answer: _Answer,
     ) -> web.StreamResponse:
         assert self._session is not None, "the proxy was not started"
+        target, body = cancel or (request.raw_path, upload if request.body_exists else None)
         async with self._session.request(
             request.method,
-            self._url(request.raw_path),
+            self._url(target),
             headers=headers,
-            data=upload if request.body_exists else None,
+            data=body,
             allow_redirects=False,
             proxy=self._env_proxy,
         ) as response:
             try:
                 return await answer.relay(response)
             finally:
-                if not upload.is_done:
+                if cancel is None and not upload.is_done:
                     response.close()  # it answered before it had read everything
 
 
@@ -283,6 +326,23 @@ def _passed(headers: Any, dropped: Iterable[str]) -> CIMultiDict[str]:
         for name, value in headers.items()
         if (lower := name.lower()) not in dropped and lower not in named
     )
+
+
+def _plain(headers: CIMultiDict[str]) -> CIMultiDict[str]:
+    """Those of a caller who is no owner."""
+    return CIMultiDict(
+        (name, value)
+        for name, value in headers.items()
+        if (lower := name.lower()) in OF_CALLERS or lower.startswith(TELEMETRY)
+    )
+
+
+def _describe(cancel: Cancel, headers: CIMultiDict[str]) -> None:
+    """Let the headers say what stands in the body that we wrote."""
+    for name in ("Content-Type", "Content-Length", "Content-Encoding"):
+        headers.popall(name, None)
+    if cancel.body is not None:
+        headers["Content-Type"] = JSON
 
 
 def _is_text(value: str) -> bool:

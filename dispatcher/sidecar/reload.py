@@ -1,8 +1,8 @@
 """What a new configuration may change in a running daemon, and what it may not. Pure; used by `daemon`.
 
-The token, the callers' tokens, and the bounds of the intake can change between two requests. Everything else
-is built into sockets, the dispatcher's room or its lanes: for those the process has to be started again,
-which is said for each of them by name.
+The token, the callers' tokens, and the bounds of the intake, of what is held and of what is in flight can
+change between two requests. Everything else is built into sockets or lanes: for that the process has to be
+started again, which is said for each by name.
 """
 
 from __future__ import annotations
@@ -14,8 +14,10 @@ from dispatcher.sidecar.settings import SidecarConfig, every_setting
 from dispatcher.sources import QUEUES, SERVE
 
 if TYPE_CHECKING:
+    from dispatcher.config import Config
     from dispatcher.settings import Setting
 
+ROOM: Final = ("max_messages", "max_bytes")
 CHANGEABLE: Final = frozenset(
     f"{SERVE}.{name}"
     for name in (
@@ -23,7 +25,7 @@ CHANGEABLE: Final = frozenset(
         *("max_body_bytes", "max_batch_bytes", "max_items", "head_timeout", "body_timeout"),
         *("request_timeout", "idle_timeout", "log_level", "log_format"),
     )
-) | {"token"}
+) | {"token", *(f"queue.{name}" for name in ROOM), "limit.max_in_flight"}
 """Settings that SIGHUP changes."""
 
 
@@ -49,16 +51,16 @@ def change(now: SidecarConfig, wanted: SidecarConfig) -> Change:
     """Take from a configuration what may be taken."""
     different = [one for one in every_setting() if now.value(one.path) != wanted.value(one.path)]
     taken = [one for one in different if one.path in CHANGEABLE]
+    mark = f"{SERVE}."
     fields = {
-        one.path.removeprefix(f"{SERVE}."): wanted.value(one.path) for one in taken if one.path != "token"
+        one.path.removeprefix(mark): wanted.value(one.path) for one in taken if one.path.startswith(mark)
     }
     has_new_token = any(one.path == "token" for one in taken)
-    token = wanted.dispatcher.token
     told = [_words(one, now, wanted) for one in taken]
     if now.tokens != wanted.tokens and not has_new_token and not {"tokens", "tokens_file"} & fields.keys():
         told.append(f"{SERVE}.tokens_file: the tokens in it")
     config = SidecarConfig(
-        replace(now.dispatcher, token=token) if has_new_token else now.dispatcher,
+        _dispatcher(now.dispatcher, wanted.dispatcher),
         replace(now.serve, **fields),
         wanted.tokens,
         {
@@ -70,6 +72,21 @@ def change(now: SidecarConfig, wanted: SidecarConfig) -> Change:
     if now.dispatcher.queues != wanted.dispatcher.queues:
         refused.append(QUEUES)
     return Change(config, tuple(told), tuple(refused), has_new_token)
+
+
+def _dispatcher(now: Config, wanted: Config) -> Config:
+    """The dispatcher's settings to go on with.
+
+    Raises:
+        ConfigError: What may change does not fit what may not.
+    """
+    room = {name: getattr(wanted.queue, name) for name in ROOM}
+    return replace(
+        now,
+        token=wanted.token,
+        queue=replace(now.queue, **room),
+        limit=replace(now.limit, max_in_flight=wanted.limit.max_in_flight),
+    )
 
 
 def _words(one: Setting, now: SidecarConfig, wanted: SidecarConfig) -> str:

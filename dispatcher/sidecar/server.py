@@ -30,6 +30,8 @@ READ_BUFFER_BYTES: Final = 65_536
 """Of a body that nobody reads, twice this is kept in memory for each connection."""
 UNREAD_SECONDS: Final = 2.0
 """How long the rest of a body is thrown away after an answer that did not wait for it."""
+UNREADABLE: Final = "UNKNOWN"
+"""The method that aiohttp gives a request that it could not parse; no request that it can parse has it."""
 TURNED_AWAY_MAX: Final = 64
 """Callers above the bound on connections that are told so at once; more are reset."""
 LOGGER: Final = logging.getLogger("dispatcher.sidecar")
@@ -60,7 +62,9 @@ class Request(web.BaseRequest):
     @property
     def version(self) -> HttpVersion:
         """What to answer in: not what it claims to speak, if that is neither 1.0 nor 1.1."""
-        return HttpVersion10 if self.head.version == HttpVersion10 else HttpVersion11
+        head = self.head
+        is_old = head.version == HttpVersion10 and head.method != UNREADABLE
+        return HttpVersion10 if is_old else HttpVersion11
 
     @property
     def content(self) -> StreamReader:

@@ -312,7 +312,7 @@ def test_three_lone_refusals_halt_a_newcomer(status: int) -> None:
     assert {certainty(entry) for entry in waiting} == {"not_sent"}
 
 
-@pytest.mark.parametrize("status", [403, 404, 405])
+@pytest.mark.parametrize("status", [403, 405])
 def test_three_lone_refusals_hold_the_rest(status: int) -> None:
     """After something was accepted they halt: ninety-seven are held, and arrive later."""
     rig = known()
@@ -328,6 +328,34 @@ def test_three_lone_refusals_hold_the_rest(status: int) -> None:
     rig.next()
     rig.serve(lambda _: False)
     assert sum(isinstance(entry.outcome, Receipt) for entry in entries) == 97
+
+
+def not_found(rig: Rig, body: bytes) -> list[str]:
+    """Three messages to missing groups, each alone: the gate's state after each of them."""
+    states = []
+    for name in ("alpha", "beta", "gamma"):
+        rig.put(1, destination=name)
+        (batch,) = rig.advance(0.02)
+        rig.answer(batch, Reply(404, body.replace(b"GROUP", name.encode())))
+        states.append(rig.engine.gate.state)
+    return states
+
+
+def test_not_found_in_the_services_words_is_the_messages_own() -> None:
+    """Once the URL is known to be right, callers of missing groups halt nobody."""
+    assert not_found(known(), b'{"error":"topic not found"}') == ["open"] * 3
+
+
+def test_not_found_by_name_is_the_messages_own() -> None:
+    """So it is at first contact, if the service names what is missing."""
+    assert not_found(Rig(), b'{"error":"URL group GROUP not found"}') == ["open"] * 3
+
+
+@pytest.mark.parametrize("body", [b"<h1>GROUP: not found</h1>", b'{"message":"GROUP"}', b'["GROUP"]', b""])
+def test_not_found_in_other_words_is_the_urls(body: bytes) -> None:
+    """A page of something else that stands there now, whatever it names: the third halts."""
+    assert not_found(known(), body) == ["open", "open", "halted"]
+    assert not_found(Rig(), body) == ["open", "open", "refused"]
 
 
 def test_a_lone_refusal_among_successes_halts_nobody() -> None:

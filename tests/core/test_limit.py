@@ -333,3 +333,27 @@ def test_whatever_comes_it_is_a_number_of_batches(
         assert type(limit.value) is int
         assert 1 <= limit.value <= maximum
         assert may_raise or limit.value <= before
+
+
+# ------------------------------------------------------------------------------------- another maximum
+
+
+def test_another_maximum_of_a_fixed_limit() -> None:
+    """It is the limit itself."""
+    limit = FixedLimit(8)
+    limit.set_maximum(3)
+    assert limit.value == 3
+
+
+def test_another_maximum_of_an_adaptive_limit() -> None:
+    """A lower one holds at once, a higher one is reached by success only."""
+    flights = grown(times := 5)
+    assert flights.limit.value > 10, times
+    flights.limit.set_maximum(10)
+    assert flights.limit.value == 10
+    flights.fly(times=3)
+    assert flights.limit.value == 10
+    flights.limit.set_maximum(15)
+    assert flights.limit.value == 10
+    flights.fly(times=3)
+    assert flights.limit.value == 15

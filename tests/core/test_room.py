@@ -22,6 +22,21 @@ def test_both_bounds_hold() -> None:
     assert (other.held_messages, other.held_bytes) == (2, 80)
 
 
+def test_a_smaller_room_keeps_what_it_holds() -> None:
+    """Nothing is taken until it is below the new bound; who waited is served by a larger one at once."""
+    one = room()
+    assert [one.try_take(10) for _ in range(4)] == [True] * 4
+    one.resize(2, 100)
+    one.release(2, 20)
+    assert (one.held_messages, one.try_take(10), one.reserve(5, 50)) == (2, False, (0, 50))
+    one.release(0, 50)
+    one.wait("first", 10)
+    assert one.grants() == []
+    one.resize(8, 200)
+    assert one.grants() == ["first"]
+    assert [one.try_take(10) for _ in range(6)] == [True] * 5 + [False]
+
+
 def test_waiters_are_served_in_their_order() -> None:
     """First come, first served; a later small one does not pass an earlier large one."""
     one = room()

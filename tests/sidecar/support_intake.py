@@ -182,7 +182,6 @@ async def sidecar(
         proxy,
         Guard([CALLER, TOKEN], TOKEN),
         counters,
-        serve,
     )
     async with dispatcher:
         await proxy.start()

@@ -286,3 +286,16 @@ async def test_a_slow_stream_has_no_total_bound() -> None:
         await connection.chunk(b"")
         async with asyncio.timeout(SECONDS):
             assert await connection.answer_chunk() == b""
+
+
+async def test_a_stream_that_stops_coming() -> None:
+    """What came is settled; the last line says that the rest did not, with the status of that."""
+    async with sidecar(ScriptedTransport(), serve=ServeSettings(body_timeout=0.1)) as one:
+        connection = await one.connect()
+        await connection.begin("/v2/batch", [("Content-Type", "application/x-ndjson")])
+        await connection.chunk(line("a"))
+        await connection.answer_head()
+        entries = await answers(connection, 2)
+        assert entries[0] == {"messageId": "msg_1"}
+        assert entries[1]["status"] == 408
+        assert "no byte of the body came for 0.1 s" in entries[1]["error"]

@@ -11,7 +11,7 @@ import pytest
 from dispatcher.core.batch import Failure, Reply
 from dispatcher.sidecar.settings import ServeSettings
 from dispatcher.testing import ScriptedTransport, local_upstream
-from tests.sidecar.support_intake import SECONDS, TOKEN, Sidecar, sidecar, until
+from tests.sidecar.support_intake import SECONDS, TOKEN, Sidecar, head, sidecar, until
 
 pytestmark = pytest.mark.anyio
 
@@ -497,3 +497,24 @@ async def test_a_connection_is_kept_and_head_and_body_are_one_piece() -> None:
     assert raw.endswith(b'\r\n\r\n{"messageId":"msg_4"}')
     assert all("connection" not in answer.headers for answer in answers)
     assert "date" in answers[0].headers
+
+
+@pytest.mark.parametrize("target", ["/v2/publish/https://e.x/h", "/v2/enqueue/q/https://e.x/h", "/v2/batch"])
+@pytest.mark.parametrize("framing", [[("Content-Length", "9")], [("Transfer-Encoding", "chunked")]])
+async def test_a_body_that_stops_coming(target: str, framing: list[tuple[str, str]]) -> None:
+    """408 and the end of the connection; one whose chunks break is 400."""
+    serve = ServeSettings(body_timeout=0.1)
+    async with sidecar(ScriptedTransport(), serve=serve) as one:
+        connection = await one.connect()
+        connection.writer.write(head("POST", target, framing) + b"3\r\nab")
+        answer = await connection.answer()
+        assert (answer.status, answer.headers["connection"]) == (408, "close")
+        assert "no byte of the body came for 0.1 s" in answer.json["error"]
+        assert await connection.reader.read() == b""
+        if framing[0][1] == "chunked":
+            connection = await one.connect()
+            await connection.begin(target)
+            await connection.chunk(b"[")
+            connection.writer.write(b"zz\r\n")
+            answer = await connection.answer()
+            assert (answer.status, answer.headers["connection"]) == (400, "close")

@@ -32,6 +32,8 @@ ALLOWED = [
 ]
 FORBIDDEN = [
     ("GET", "/v2/messages"),
+    ("DELETE", "/v2/messages#"),
+    ("DELETE", "/v2/messages/"),
     ("GET", "/v2/messages/"),
     ("POST", "/v2/messages/msg_1"),
     ("PUT", "/v2/messages/msg_1"),
@@ -69,6 +71,14 @@ def test_messages_are_looked_up_and_cancelled(method: str, target: str) -> None:
         proxy = Proxy(Config(token=OWN), ServeSettings(proxy=setting))
         assert proxy.refusal(method, target, Caller.CALLER) is None
         assert proxy.refusal(method, target, Caller.OWNER) is None
+
+
+def test_only_owners_cancel_with_a_query() -> None:
+    """Nobody knows what the service would make of one."""
+    proxy = Proxy(Config(token=OWN), ServeSettings(proxy="messages"))
+    target = "/v2/messages/m?queueName=q"
+    assert (proxy.refusal("DELETE", target, Caller.CALLER) or (0, ""))[0] == 403
+    assert proxy.refusal("DELETE", target, Caller.OWNER) is None
 
 
 @pytest.mark.parametrize(("method", "target"), FORBIDDEN)
@@ -185,6 +195,7 @@ async def test_nothing_is_added_and_the_connections_own_is_left_out() -> None:
         "x-Custom: a, b",
         "Upstash-Forward-X: 1",
         "Cookie: c=d",
+        "Prefer: wait=1",
         "Accept-Encoding: br",
         "Connection: keep-alive, X-Named , x-other",
         "X-Named: 1",
@@ -197,7 +208,7 @@ async def test_nothing_is_added_and_the_connections_own_is_left_out() -> None:
     ]
     async with FakeUpstream(canned(OK)) as upstream, proxied(upstream.url) as sidecar:
         await sidecar.call("/v2/keys", *lines)
-        expected = ["x-Custom: a, b", "Upstash-Forward-X: 1", "Cookie: c=d", "Accept-Encoding: br"]
+        expected = ["x-Custom: a, b", "Upstash-Forward-X: 1", "Accept-Encoding: br"]
         expected += ["Content-Type: text/x", f"Authorization: Bearer {OWN}"]
         host = "Host: " + upstream.url.removeprefix("http://")
         assert upstream.head.split("\r\n")[1:-2] == [host, *expected]
@@ -243,13 +254,125 @@ async def test_a_header_that_is_no_text_is_refused() -> None:
         assert "X-Text: caf\xc3\xa9" in upstream.head
 
 
+async def test_a_caller_s_headers_are_the_plain_ones() -> None:
+    """No header of a caller with a token of its own makes another request of it."""
+    lines = ["User-Agent: a", "Accept: b", "Upstash-Telemetry-Sdk: c", "X-HTTP-Method-Override: PUT"]
+    lines += ["X-Forwarded-For: d", "X-Original-URL: /v2/keys", "Cookie: e=f", "Range: bytes=0-1"]
+    async with FakeUpstream(canned(OK)) as upstream, proxied(upstream.url) as sidecar:
+        await sidecar.call("/v2/messages/m", *lines, token=THEIRS)
+        assert upstream.head.split("\r\n")[2:-2] == [*lines[:3], f"Authorization: Bearer {OWN}"]
+
+
+NAMED = [
+    ("", b'{"messageIds": ["msg_1", "a.b-c_d~e"]}', "", b'{"messageIds":["msg_1","a.b-c_d~e"]}'),
+    ("?", b'{"messageIds":["m"]}', "", b'{"messageIds":["m"]}'),
+    (f"?qstash_token={THEIRS}", b' {"messageIds":["m"]} ', "", b'{"messageIds":["m"]}'),
+    ("?messageIds=m", b"", "?messageIds=m", b""),
+    ("?messageIds=m&messageIds=n,o", b"", "?messageIds=m&messageIds=n,o", b""),
+    (f"?qstash_token={THEIRS}&messageIds=m", b"", "?messageIds=m", b""),
+]
+
+
+@pytest.mark.parametrize(("query", "body", "sent_query", "sent_body"), NAMED)
+async def test_a_caller_cancels_what_it_names(
+    query: str, body: bytes, sent_query: str, sent_body: bytes
+) -> None:
+    """By both ways of the official SDKs; what leaves is written anew from what was understood."""
+    bodies: list[bytes] = []
+
+    async def reply(_: FakeUpstream, connection: RawClient, head: bytes) -> None:
+        bodies.append(await body_of(connection, head))
+        connection.send(OK)
+
+    async with FakeUpstream(reply) as upstream, proxied(upstream.url) as sidecar:
+        lines = ["Content-Type: application/x-www-form-urlencoded", "Content-Encoding: x"]
+        call = request("/v2/messages" + query, *lines, method="DELETE", token=THEIRS, body=body)
+        chunked = request(
+            "/v2/messages" + query, *lines, "Transfer-Encoding: chunked", method="DELETE", token=THEIRS
+        )
+        chunked += b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body) if body else b"0\r\n\r\n"
+        for data in (call, chunked):
+            assert (await sidecar.ask(data)).status == 200
+            assert bodies[-1] == sent_body
+            assert upstream.head.startswith(f"DELETE /v2/messages{sent_query} HTTP/1.1\r\n")
+            assert lines_of(upstream.head).get("content-type") == ("application/json" if sent_body else None)
+            assert "content-encoding" not in lines_of(upstream.head)
+
+
+UNNAMED = [
+    ("", b""),
+    ("", b"null"),
+    ("", b"{}"),
+    ("", b"[]"),
+    ("", b'["m"]'),
+    ("", b'{"messageIds":[]}'),
+    ("", b'{"messageIds":null}'),
+    ("", b'{"messageIds":"m"}'),
+    ("", b'{"messageIds":[""]}'),
+    ("", b'{"messageIds":["m",null]}'),
+    ("", b'{"messageIds":["m,n"]}'),
+    ("", b'{"messageIds":["m\\n"]}'),
+    ("", b'{"messageIds":["*"]}'),
+    ("", b'{"messageIds":["m"],"queueName":"q"}'),
+    ("", b'{"messageIds":["m"],"messageIds":[]}'),
+    ("", b'{"messageIds":[],"messageIds":["m"]}'),
+    ("", b'{"queueName":"q"}'),
+    ("", b'{"url":"https://example.com"}'),
+    ("", b'{"messageIds":["m"]'),
+    ("", b"messageIds=m"),
+    ("", b"\xff"),
+    ("?messageIds=m", b'{"messageIds":["m"]}'),
+    ("?messageIds=m", b"{}"),
+    ("?messageIds=", b""),
+    ("?messageIds", b""),
+    ("?messageIds=m,", b""),
+    ("?messageIds=m&", b""),
+    ("?messageIds=%6d", b""),
+    ("?messageIds=m&queueName=q", b""),
+    ("?messageIds=m&count=5", b""),
+    ("?queueName=q", b""),
+    ("?queueName=q", b'{"messageIds":["m"]}'),
+    ("?url=https://example.com", b""),
+    ("?all=true", b""),
+    ("?messageids=m", b""),
+]
+
+
+async def test_a_caller_cancels_nothing_unnamed() -> None:
+    """Neither everything nor by a filter, in no spelling; an owner may."""
+    async with FakeUpstream(canned(OK)) as upstream, proxied(upstream.url) as sidecar:
+        for query, body in UNNAMED:
+            call = {"method": "DELETE", "body": body}
+            answer = await sidecar.call("/v2/messages" + query, token=THEIRS, **call)
+            assert (answer.status, "only messages that are named" in answer.error) == (403, True), (
+                query,
+                body,
+            )
+            assert not upstream.heads
+        answer = await sidecar.call("/v2/messages", method="DELETE", token=THEIRS)
+        assert answer.status == 403
+        assert (await sidecar.call("/v2/messages", method="DELETE")).status == 200
+        assert (await sidecar.call("/v2/messages?queueName=q", method="DELETE", body=b"")).status == 200
+
+
+async def test_a_caller_s_list_has_a_bound() -> None:
+    """It is collected before it is sent."""
+    async with FakeUpstream(canned(OK)) as upstream, proxied(upstream.url) as sidecar:
+        ids = ",".join(['"m"'] * 100_000).encode()
+        answer = await sidecar.call("/v2/messages", method="DELETE", token=THEIRS, body=b"[" + ids + b"]")
+        assert answer.status == 413
+        assert "262144 bytes" in answer.error
+        assert not upstream.heads
+
+
 async def test_a_callers_body_has_the_publishs_bound() -> None:
     """An owner's streams without one."""
+    target = "/v2/messages/m"
     async with FakeUpstream(canned(OK)) as upstream, proxied(upstream.url, max_body_bytes=1_000) as sidecar:
         for token, status in ((THEIRS, 413), (OWN, 200)):
-            answer = await sidecar.call("/v2/messages", method="DELETE", body=bytes(1_001), token=token)
+            answer = await sidecar.call(target, method="DELETE", body=bytes(1_001), token=token)
             assert answer.status == status
-        long = request("/v2/messages", "Transfer-Encoding: chunked", method="DELETE", token=THEIRS)
+        long = request(target, "Transfer-Encoding: chunked", method="DELETE", token=THEIRS)
         assert (await sidecar.ask(long + b"7d0\r\n" + bytes(2_000) + b"\r\n0\r\n\r\n")).status == 413
 
 

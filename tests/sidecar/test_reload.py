@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import signal
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
@@ -16,6 +16,8 @@ from tests.sidecar.daemon_support import environment, serving, write
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from tests.sidecar.daemon_support import Sidecar
 
 OLD, NEW = "old-token-1", "new-token-2"
 TOKEN = {"QSTASH_TOKEN": OLD}
@@ -31,10 +33,10 @@ def load(**given: Any) -> SidecarConfig:
 def test_bounds_and_log_are_taken_and_the_rest_is_refused() -> None:
     """Each by its name, with both values; what was refused keeps its old one."""
     now = load()
-    wanted = load(serve_patience=5, serve_log_level="debug", serve_port=1, queue_max_messages=7)
+    wanted = load(serve_patience=5, serve_log_level="debug", serve_port=1, batch_linger=7)
     new = change(now, wanted)
     assert new.taken == ("serve.patience from 30 to 5", "serve.log_level from info to debug")
-    assert new.refused == ("queue.max_messages from 10,000 to 7", "serve.port from 8090 to 1")
+    assert new.refused == ("batch.linger from 0.01 to 7", "serve.port from 8090 to 1")
     assert new.config.serve == dataclasses.replace(now.serve, patience=5.0, log_level="debug")
     assert new.config.dispatcher == now.dispatcher
     assert new.config.origins["serve.patience"] == "flag"
@@ -137,6 +139,39 @@ async def test_bounds_change_under_load_and_what_cannot_is_told(tmp_path: Path) 
         assert (await sidecar.publish("x" * 201))[0] == 413
         await sidecar.said("SIGHUP: refused: batch.max_messages from 100 to 7; that needs a restart")
         await sidecar.said("SIGHUP: refused: serve.host from 127.0.0.1 to 0.0.0.0; that needs a restart")
+
+
+async def status(sidecar: Sidecar) -> dict[str, Any]:
+    async with sidecar.session.get(f"{sidecar.admin}/status") as response:
+        return cast("dict[str, Any]", await response.json())
+
+
+async def holds(sidecar: Sidecar, messages: int) -> None:
+    """Wait until so many messages are held."""
+    async with asyncio.timeout(10):
+        while (await status(sidecar))["held"]["messages"] != messages:
+            await asyncio.sleep(0.01)
+
+
+@pytest.mark.anyio
+async def test_a_larger_room_lets_in_who_waited(tmp_path: Path) -> None:
+    """The bounds of what is held change where it is held: callers that wait for room are served at once."""
+    file = tmp_path / "d.toml"
+    write(file, "[queue]\nmax_messages = 3\n[limit]\nmax_in_flight = 8\n")
+    async with (
+        local_upstream(faults="latency=1h") as upstream,
+        serving("--config", str(file), url=upstream.url) as sidecar,
+    ):
+        load = [asyncio.create_task(sidecar.publish(str(number))) for number in range(8)]
+        await holds(sidecar, 3)
+        write(file, "[queue]\nmax_messages = 5\n[limit]\nmax_in_flight = 1\n")
+        sidecar.signal(signal.SIGHUP)
+        await sidecar.said("queue.max_messages from 3 to 5")
+        await holds(sidecar, 5)
+        assert (await status(sidecar))["in_flight"]["limit_max"] == 1
+        for each in load:
+            each.cancel()
+        await asyncio.gather(*load, return_exceptions=True)
 
 
 @pytest.mark.anyio

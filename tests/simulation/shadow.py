@@ -8,6 +8,7 @@ Called by the watch after every step, and by the state machine.
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Final
 
 from dispatcher.core.batch import Batch, Failure, Reply
@@ -19,6 +20,7 @@ from tests.core.known_run import carried, is_out
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from dispatcher.core.batch import Entry
     from dispatcher.core.engine import Engine
 
 LATEST: Final = 1.25 + 1e-6
@@ -190,11 +192,22 @@ class ShadowGate:
         entries = carried(batch)
         is_alone = len(entries) == 1 and is_out(batch, entries[0])
         if isinstance(answer, Reply) and self._is_lone(answer.status) and is_alone:
+            if answer.status == 404 and self._names_what_is_missing(answer, entries[0]):
+                return
             if batch.number <= self._outdated:
                 return
             self.lone += 1
             if self.lone >= LONE:
                 self._refuse(now, is_systemic=True)
+
+    def _names_what_is_missing(self, reply: Reply, entry: Entry) -> bool:
+        """The service itself says that something is not found: once its URL is known, or by name."""
+        try:
+            words = json.loads(reply.body)["error"]
+        except (ValueError, TypeError, KeyError):
+            return False
+        values = (entry.message.destination, entry.message.queue, entry.deduplication_id)
+        return self.has_accepted or any(value in words for value in values if value and len(value) > 3)
 
     def _on_throttled(self, batch: Batch, reply: Reply, now: float, *, is_probe: bool) -> None:
         seconds, is_quota = self._asked(reply, now)
