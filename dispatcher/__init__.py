@@ -34,6 +34,7 @@ from dispatcher.errors import (
     QueueFull,
     QuotaExhausted,
     RetriesExhausted,
+    StoreFull,
 )
 from dispatcher.message import Endpoint, Message, Receipt
 from dispatcher.options import FlowControl, Options
@@ -79,6 +80,7 @@ __all__ = [
     "RetriesExhausted",
     "RetrySettings",
     "Statistics",
+    "StoreFull",
     "Transport",
     "TransportSettings",
     "__version__",

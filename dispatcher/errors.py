@@ -18,6 +18,7 @@
     │   ├── Halted                   status, reason, since
     │   └── Abandoned                the drain ended, the message was withdrawn, or the dispatcher died
     └── OutboxError                  durability could not be promised
+        └── StoreFull                a bound of the store, or its disk, is reached
 
 A text never carries a token, a body or a destination's query string. Whether something is retried is
 policy, so it stands in `core.retry`'s table and not on these classes.
@@ -212,3 +213,7 @@ class Abandoned(DeliveryError):  # noqa: N818
 
 class OutboxError(DispatcherError):
     """Durability could not be promised."""
+
+
+class StoreFull(OutboxError):  # noqa: N818
+    """A bound of the store, or its disk, is reached: later there may be room."""

@@ -51,6 +51,7 @@ PUBLIC = [
     "RetriesExhausted",
     "RetrySettings",
     "Statistics",
+    "StoreFull",
     "Transport",
     "TransportSettings",
     "__version__",

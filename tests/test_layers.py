@@ -19,7 +19,7 @@ LAYERS = (
     ("transport", "delivery", "admission", "identity", "streams", "statistics", "renewal"),
     ("pump", "submission"),
     ("dispatcher",),
-    ("blocking",),
+    ("blocking", "outbox"),
     ("",),  # the public API: `dispatcher/__init__.py`
     ("families", "metrics"),
     ("sidecar",),
@@ -42,12 +42,13 @@ KNOWN_ONLY_IN = {
     "aiohttp": ("transport", "devserver", "sidecar"),
     "yarl": ("transport", "sidecar"),
     "prometheus_client": ("metrics", "sidecar"),
-    "orjson": ("core", "devserver", "ndjson", "sdk", "scripted", "sidecar", "cli"),
+    "orjson": ("core", "devserver", "ndjson", "sdk", "scripted", "sidecar", "cli", "outbox"),
     "anyio": ("pump", "testing", "sidecar", "cli"),
     "uvloop": ("cli",),
     "argparse": ("cli", "settings", "config", "sidecar"),
-    "logging": ("pump", "renewal", "blocking", "devserver", "sidecar", "cli"),
-    "threading": ("blocking", "metrics", "pump", "dispatcher"),
+    "logging": ("pump", "renewal", "blocking", "devserver", "sidecar", "cli", "outbox"),
+    "threading": ("blocking", "metrics", "pump", "dispatcher", "outbox"),
+    "sqlite3": ("outbox",),
     "concurrent": ("blocking",),
 }
 """Where each package may be imported, by layers' names; the rest of the world is free."""
