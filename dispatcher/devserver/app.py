@@ -80,7 +80,9 @@ class App:
 
     def _answer(self, method: str, target: str, headers: Headers, body: bytes) -> SimulatedReply:
         """The reply, after what it accepted is on disk. No `await`: requests do not interleave here."""
-        reply = self.service.handle(method, target, headers, body, self._clock())
+        return self._kept(self.service.handle(method, target, headers, body, self._clock()))
+
+    def _kept(self, reply: SimulatedReply) -> SimulatedReply:
         if self._journal is not None:
             changes = self.service.upstream.take_changes()
             if changes:
@@ -98,7 +100,7 @@ class App:
         if target == f"{PREFIX}reset" and request.method == "POST":
             self.reset()
             return answer(200, {})
-        return self.service.inspect(request.method, target, headers, body, self._clock())
+        return self._kept(self.service.inspect(request.method, target, headers, body, self._clock()))
 
     def reset(self) -> None:
         """Forget everything accepted and counted, on disk too."""

@@ -86,7 +86,33 @@ class Cancelled(Struct, tag="cancelled", tag_field="change"):
     before: int = 0
 
 
-Change = Accepted | GroupChanged | QueueChanged | Cancelled
+class ScheduleChanged(Struct, tag="schedule", tag_field="change"):
+    """A schedule as it is now; `destination` is `None` when it is gone."""
+
+    schedule_id: str
+    destination: str | None = None
+    created_at: float = 0.0
+    cron: str = ""
+    queue: str | None = None
+    lines: list[tuple[str, str]] = []
+    """Its header lines, without what is of the schedule itself."""
+    body: bytes = b""
+    paused: bool = False
+
+
+class LetterChanged(Struct, tag="letter", tag_field="change"):
+    """A message of the DLQ, by its row and ordinal; `seq` is negative when it is there no more."""
+
+    dlq_id: str
+    seq: int = -1
+    ordinal: int = 0
+    at: float = 0.0
+    status: int = 0
+    answer: str = ""
+    """The body of the destination's last answer."""
+
+
+Change = Accepted | GroupChanged | QueueChanged | Cancelled | ScheduleChanged | LetterChanged
 
 
 def restore(upstream: Upstream, change: Change) -> None:
@@ -99,6 +125,10 @@ def restore(upstream: Upstream, change: Change) -> None:
         upstream.put_queue(
             change.name, change.parallelism, change.created_at, change.updated_at, paused=change.paused
         )
+    elif isinstance(change, ScheduleChanged):
+        upstream.put_schedule(change)
+    elif isinstance(change, LetterChanged):
+        upstream.put_letter(change)
     elif change.before:
         upstream.drop_before(change.before)
     else:

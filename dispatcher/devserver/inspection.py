@@ -1,7 +1,9 @@
 """What a test asks the local upstream: what was accepted, how often, in which order. Pure.
 
 Below `/dispatcher-dev/`: `GET summary`, `GET accepted?after=SEQ&limit=N` (NDJSON in the order of acceptance),
-`POST faults` (inline text, or JSON `{"plan": text or table, "seed": 0}`), `POST reset`, which `app` does.
+`POST faults` (inline text, or JSON `{"plan": text or table, "seed": 0}`), `POST fail` (JSON
+`{"messageIds": […], "status": 500, "body": ""}`: their delivery has failed, they go to the DLQ), `POST
+reset`, which `app` does.
 """
 
 from __future__ import annotations
@@ -10,9 +12,11 @@ from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import parse_qs
 
 import msgspec
+from msgspec import Struct
 
+from dispatcher.devserver.deadletters import fail
 from dispatcher.devserver.faults import FaultPlan
-from dispatcher.devserver.management import milliseconds
+from dispatcher.devserver.management import decode, milliseconds
 from dispatcher.devserver.options import Refused
 from dispatcher.devserver.responder import SimulatedReply, answer
 from dispatcher.errors import ConfigError
@@ -27,20 +31,30 @@ LIMIT_MAX: Final = 100_000
 _encode_lines: Final = msgspec.json.Encoder().encode_lines
 
 
+class _Failed(Struct, rename="camel", forbid_unknown_fields=True):
+    message_ids: list[str]
+    status: int = 500
+    body: str = ""
+
+
 def answer_inspection(
     service: Service, method: str, target: str, headers: Headers, body: bytes, now: float
 ) -> SimulatedReply:
     """Answer one request below the prefix; raises `Refused`."""
     path, _, query = target.removeprefix(PREFIX).partition("?")
-    wanted = {"summary": "GET", "accepted": "GET", "faults": "POST"}.get(path)
+    wanted = {"summary": "GET", "accepted": "GET", "faults": "POST", "fail": "POST"}.get(path)
     if wanted is None:
-        raise Refused(404, "not found: there are summary, accepted, faults and reset")
+        raise Refused(404, "not found: there are summary, accepted, faults, fail and reset")
     if method != wanted:
         raise Refused(405, f"method not allowed, use {wanted}")
     if path == "summary":
         return answer(200, summary(service, now))
     if path == "accepted":
         return _accepted(service, query)
+    if path == "fail":
+        failed = decode(body, _Failed)
+        count = fail(service.upstream, failed.message_ids, now, status=failed.status, answer=failed.body)
+        return answer(200, {"failed": count})
     plan, seed = _plan(body)
     service.set_faults(plan, seed, now)
     return answer(200, {})
@@ -66,6 +80,8 @@ def summary(service: Service, now: float) -> dict[str, Any]:
             for queue in upstream.queues.values()
         },
         "url_groups": {group.name: len(group.endpoints) for group in upstream.groups.values()},
+        "schedules": len(upstream.schedules),
+        "dlq": len(upstream.letters),
         "faults": dict(sorted(service.faulty.faults.items())),
     }
 

@@ -7,7 +7,7 @@ status and the value of the JSON reply (`None`: no body) or raises `Refused`.
 from __future__ import annotations
 
 import base64
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 from msgspec import Struct
@@ -20,12 +20,14 @@ from dispatcher.devserver.options import (
     is_name,
     parse_duration,
 )
+from dispatcher.devserver.queries import Query
 
 if TYPE_CHECKING:
     from dispatcher.devserver.intake import Group
     from dispatcher.devserver.upstream import Queue, Upstream
 
 Answer = tuple[int, Any]
+IDS: Final = "messageIds"
 
 
 class _Endpoint(Struct):
@@ -47,7 +49,8 @@ class _MessageIds(Struct, rename="camel", forbid_unknown_fields=True):
     message_ids: list[str] | None = None
 
 
-def _decode(body: bytes, kind: type[Any]) -> Any:
+def decode(body: bytes, kind: type[Any]) -> Any:
+    """The body's JSON; raises `Refused(400, …)`."""
     try:
         return msgspec.json.decode(body, type=kind)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
@@ -62,20 +65,38 @@ def milliseconds(seconds: float) -> int:
 # -- messages -------------------------------------------------------------------------------------
 
 
-def messages(upstream: Upstream, method: str, path: list[str], body: bytes) -> Answer:
+def messages(upstream: Upstream, method: str, path: list[str], query: str, body: bytes) -> Answer:
     """`GET` and `DELETE /v2/messages/{id}`; `DELETE /v2/messages` for some or all."""
     if not path:
-        _only(method, "DELETE")
-        ids = _decode(body, _MessageIds).message_ids if body.strip() else None
+        only(method, "DELETE")
+        ids = _wanted(upstream, Query(query, IDS), body)
         return 200, {"cancelled": upstream.cancel_all() if ids is None else upstream.cancel(ids)}
-    _only(method, "GET", "DELETE")
+    only(method, "GET", "DELETE")
     place = upstream.find(path[0]) if len(path) == 1 else None
     if place is None:
         raise Refused(404, "message not found")
     if method == "GET":
         return 200, message_view(upstream, *place)
     upstream.drop([place])
-    return 202, None
+    return 202, {"cancelled": 1}
+
+
+def _wanted(upstream: Upstream, query: Query, body: bytes) -> list[str] | None:
+    """The ids in the body or the query, those that a filter finds; `None` for every message."""
+    ids = decode(body, _MessageIds).message_ids if body.strip() else None
+    if ids is not None or query.values(IDS):
+        return ids or query.values(IDS)
+    if not query.is_filtered:
+        return None
+    ledger = upstream.ledger
+    rows = range(upstream.cancelled_before, len(ledger))
+    return [
+        message_id
+        for seq in rows
+        for message_id in ledger.message_ids(seq)
+        if (place := upstream.find(message_id)) is not None
+        and query.matches(message_view(upstream, *place), milliseconds(ledger.at[seq]))
+    ]
 
 
 def message_view(upstream: Upstream, seq: int, ordinal: int) -> dict[str, Any]:
@@ -97,13 +118,14 @@ def message_view(upstream: Upstream, seq: int, ordinal: int) -> dict[str, Any]:
         else milliseconds(created + options.delay),
         "createdAt": milliseconds(created),
         "header": options.delivered() or None,
-        **_body_view(None if ledger.bodies is None else ledger.bodies[seq]),
-        **_option_views(options),
+        **body_view(None if ledger.bodies is None else ledger.bodies[seq]),
+        **option_views(options),
     }
     return {name: value for name, value in view.items() if value is not None}
 
 
-def _body_view(body: bytes | None) -> dict[str, str]:
+def body_view(body: bytes | None) -> dict[str, str]:
+    """A body as text, or as Base64 where it is none."""
     if not body:
         return {}
     try:
@@ -112,7 +134,8 @@ def _body_view(body: bytes | None) -> dict[str, str]:
         return {"bodyBase64": base64.b64encode(body).decode()}
 
 
-def _option_views(options: Options) -> dict[str, Any]:
+def option_views(options: Options) -> dict[str, Any]:
+    """Options of a message as they are shown; `None` for what is not set."""
     return {
         "callback": options.value("upstash-callback"),
         "callbackHeader": callback_headers(options, "upstash-callback-") or None,
@@ -143,15 +166,15 @@ def flow_limits(value: str | None) -> dict[str, int]:
 def groups(upstream: Upstream, method: str, path: list[str], body: bytes, now: float) -> Answer:
     """`/v2/topics`, `/v2/topics/{name}` and `/v2/topics/{name}/endpoints`."""
     if not path:
-        _only(method, "GET")
+        only(method, "GET")
         return 200, [group_view(group) for group in upstream.groups.values()]
     name = path[0]
     if path[1:] == ["endpoints"]:
-        _only(method, "POST", "PUT", "DELETE")
-        wanted = _decode(body, _Endpoints).endpoints
+        only(method, "POST", "PUT", "DELETE")
+        wanted = decode(body, _Endpoints).endpoints
         (_remove if method == "DELETE" else _upsert)(upstream, name, wanted, now)
         return 200, None
-    _only(method, "GET", "DELETE")
+    only(method, "GET", "DELETE")
     group = upstream.groups.get(name) if len(path) == 1 else None
     if group is None:
         raise Refused(404, f"URL group {name} not found")
@@ -203,18 +226,18 @@ def _remove(upstream: Upstream, name: str, wanted: list[_Endpoint], now: float) 
 def queues(upstream: Upstream, method: str, path: list[str], body: bytes, now: float) -> Answer:
     """`/v2/queues`, `/v2/queues/{name}`, and its `/pause` and `/resume`."""
     if not path:
-        _only(method, "GET", "POST")
+        only(method, "GET", "POST")
         if method == "GET":
             return 200, [queue_view(queue) for queue in upstream.queues.values()]
-        return _upsert_queue(upstream, _decode(body, _QueueUpsert), now)
+        return _upsert_queue(upstream, decode(body, _QueueUpsert), now)
     queue = upstream.queues.get(path[0])
     if queue is None or path[1:] not in ([], ["pause"], ["resume"]):
         raise Refused(404, "queue not found")
     if path[1:]:
-        _only(method, "POST")
+        only(method, "POST")
         upstream.put_queue(queue.name, queue.parallelism, queue.created_at, now, paused=path[1] == "pause")
         return 200, None
-    _only(method, "GET", "DELETE")
+    only(method, "GET", "DELETE")
     if method == "GET":
         return 200, queue_view(queue)
     upstream.delete_queue(queue.name, now)
@@ -244,6 +267,7 @@ def queue_view(queue: Queue) -> dict[str, Any]:
     }
 
 
-def _only(method: str, *allowed: str) -> None:
+def only(method: str, *allowed: str) -> None:
+    """Raises `Refused(405, …)` for every other method."""
     if method not in allowed:
         raise Refused(405, f"method not allowed, use {' or '.join(allowed)}")

@@ -268,9 +268,9 @@ def single_item(call: Call) -> Item:
         queue = unquote(queue)
         if not is_name(queue):
             raise Refused(400, "invalid queue name: only letters, digits, '_', '-' and '.' are allowed")
-    destination, parameters = split_query(_readable(rest))
+    destination, parameters = split_query(readable(rest))
     headers: dict[str, HeaderValue] = {}
-    lines = [(_readable(name), _readable(value)) for name, value in (*call.headers, *parameters)]
+    lines = [(readable(name), readable(value)) for name, value in (*call.headers, *parameters)]
     for name, value in only_options(tuple(lines)):
         earlier = headers.get(name)
         headers[name] = (
@@ -279,7 +279,7 @@ def single_item(call: Call) -> Item:
     return Item(destination, call.body, headers, queue)
 
 
-def _readable(text: str) -> str:
+def readable(text: str) -> str:
     """Bytes of a head that are not UTF-8 (they come as lone surrogates) are taken for Latin-1."""
     try:
         text.encode()

@@ -13,7 +13,8 @@ from urllib.parse import unquote
 import msgspec
 from msgspec import Struct
 
-from dispatcher.devserver import inspection, management
+from dispatcher.devserver import deadletters, events, inspection, management, schedules
+from dispatcher.devserver.keys import SigningKeys
 from dispatcher.devserver.options import Refused
 from dispatcher.devserver.responder import (
     BATCH,
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
 Headers = tuple[tuple[str, str], ...]
 RECENT_MAX: Final = 10_000
+MANAGED: Final = ("messages", "topics", "queues", "schedules", "dlq", "events", "keys")
 _NO_CONTENT: Final = SimulatedReply(200, b"", ())
 
 
@@ -41,7 +43,7 @@ class RequestRecord(Struct, frozen=True):
 
     at: float
     kind: str
-    """`batch`, `publish`, `enqueue`, `messages`, `topics`, `queues` or `other`."""
+    """`batch`, `publish`, `enqueue`, a word of `MANAGED`, or `other`."""
     status: int | None
     """`None`: the client got none."""
     items: int
@@ -80,6 +82,7 @@ class Service:
         self.token = token
         self.faulty = FaultyUpstream(upstream)
         self.traffic = Traffic()
+        self.keys = SigningKeys(upstream.instance)
         self.set_faults(plan, seed, now)
 
     def set_faults(self, plan: FaultPlan, seed: int, now: float) -> None:
@@ -104,7 +107,7 @@ class Service:
             else:
                 reply = _not_allowed("POST")
         else:
-            reply = self._manage(kind, method, target, body, now)
+            reply = self._manage(kind, method, target, headers, body, now)
         self.traffic.add(
             RequestRecord(now, kind, reply.status, reply.items, reply.accepted, len(body), reply.fault)
         )
@@ -133,20 +136,36 @@ class Service:
     def _is_token(self, value: str) -> bool:
         return hmac.compare_digest(value.encode("utf-8", "replace"), self.token.encode())
 
-    def _manage(self, kind: str, method: str, target: str, body: bytes, now: float) -> SimulatedReply:
-        path = [unquote(part) for part in target.partition("?")[0].split("/")[3:]]
+    def _manage(
+        self, kind: str, method: str, target: str, headers: Headers, body: bytes, now: float
+    ) -> SimulatedReply:
         try:
-            if kind == "messages":
-                status, value = management.messages(self.upstream, method, path, body)
-            elif kind == "topics":
-                status, value = management.groups(self.upstream, method, path, body, now)
-            elif kind == "queues":
-                status, value = management.queues(self.upstream, method, path, body, now)
-            else:
-                raise Refused(404, "not found: this local upstream has no such path")
+            status, value = self._managed(kind, method, target, headers, body, now)
         except Refused as refused:
             return refusal(refused.status, refused.text)
         return msgspec.structs.replace(_NO_CONTENT, status=status) if value is None else answer(status, value)
+
+    def _managed(
+        self, kind: str, method: str, target: str, headers: Headers, body: bytes, now: float
+    ) -> management.Answer:
+        before, _, query = target.partition("?")
+        path = [unquote(part) for part in before.split("/")[3:]]
+        match kind:
+            case "messages":
+                return management.messages(self.upstream, method, path, query, body)
+            case "topics":
+                return management.groups(self.upstream, method, path, body, now)
+            case "queues":
+                return management.queues(self.upstream, method, path, body, now)
+            case "schedules":
+                return schedules.schedules(self.upstream, method, target, path, headers, body, now)
+            case "dlq":
+                return deadletters.dead_letters(self.upstream, method, path, query, body, now)
+            case "events":
+                return events.events(self.upstream, method, path, query)
+            case "keys":
+                return self.keys.answer(method, path)
+        raise Refused(404, "not found: this local upstream has no such path")
 
 
 def _kind(target: str) -> str:
@@ -157,7 +176,7 @@ def _kind(target: str) -> str:
     path = target.partition("?")[0]
     if path == BATCH:
         return "batch"
-    for kind in ("messages", "topics", "queues"):
+    for kind in MANAGED:
         if path == f"/v2/{kind}" or path.startswith(f"/v2/{kind}/"):
             return kind
     return "other"

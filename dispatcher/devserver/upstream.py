@@ -12,7 +12,15 @@ from typing import TYPE_CHECKING, Final
 
 from msgspec import Struct
 
-from dispatcher.devserver.changes import Accepted, Cancelled, Change, GroupChanged, QueueChanged
+from dispatcher.devserver.changes import (
+    Accepted,
+    Cancelled,
+    Change,
+    GroupChanged,
+    LetterChanged,
+    QueueChanged,
+    ScheduleChanged,
+)
 from dispatcher.devserver.intake import Entry, Group, Item, Prepared, Validator
 from dispatcher.devserver.ledger import Audit, DeduplicationWindow, Delivery, Ledger, combine
 from dispatcher.devserver.options import Options, Refused
@@ -66,6 +74,9 @@ class Upstream:
         self.audit = Audit(self.ledger)
         self.queues: dict[str, Queue] = {}
         self.groups: dict[str, Group] = {}
+        self.schedules: dict[str, ScheduleChanged] = {}
+        self.letters: dict[str, LetterChanged] = {}
+        """The DLQ, by its ids."""
         self.deduplicated = 0
         self.cancelled: set[tuple[int, int]] = set()
         self.cancelled_before = 0
@@ -265,6 +276,24 @@ class Upstream:
         else:
             self.queues[name] = Queue(name, created_at, now, parallelism, paused)
         self._changed(QueueChanged(name, created_at, now, parallelism, paused))
+
+    # -- schedules and the DLQ --------------------------------------------------------------------
+
+    def put_schedule(self, schedule: ScheduleChanged) -> None:
+        """Set a schedule up; one without a destination goes."""
+        if schedule.destination is None:
+            self.schedules.pop(schedule.schedule_id, None)
+        else:
+            self.schedules[schedule.schedule_id] = schedule
+        self._changed(schedule)
+
+    def put_letter(self, letter: LetterChanged) -> None:
+        """Put a message into the DLQ, or take it out."""
+        if letter.seq < 0:
+            self.letters.pop(letter.dlq_id, None)
+        else:
+            self.letters[letter.dlq_id] = letter
+        self._changed(letter)
 
     # -- the journal ------------------------------------------------------------------------------
 
