@@ -238,6 +238,45 @@ class Dispatcher:
         room = self._engine.room
         raise self._refused(QueueFull(room.held_messages, room.max_messages, room.held_bytes, room.max_bytes))
 
+    def put_encoded(
+        self, message: Message, encoded: Encoded, within: float, kind: type[D], waiters: object = None
+    ) -> D | None:
+        """As `put_nowait`, of a message that was checked and encoded before; `None` if there is no room.
+
+        For a program that keeps encoded messages. Of the message only its destination is looked at.
+
+        Args:
+            within: Seconds until it must be confirmed.
+            kind: What is made of it.
+            waiters: What its kind wakes once it has settled.
+
+        Raises:
+            DispatcherClosed: The dispatcher is not open.
+        """
+        pump = self._pump
+        if get_ident() != pump.thread or not pump.is_scheduled:
+            self._check_open()
+            pump.schedule()
+        if not self._try_take(len(encoded.data)):
+            return None
+        now, queue = pump.turn_at, message.queue or None
+        delivery = kind(
+            message,
+            encoded.data,
+            queue,
+            encoded.deduplication_id,
+            encoded.idempotent,
+            encoded.owns_id,
+            now,
+            now + within,
+            encoded.single,
+            pump.home,
+            is_claimed=True,
+            waiters=waiters,
+        )
+        self._keep(delivery)
+        return delivery
+
     async def send_many(
         self, messages: Iterable[Message] | AsyncIterable[Message]
     ) -> list[Receipt | DispatcherError]:

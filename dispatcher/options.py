@@ -322,6 +322,11 @@ def _seconds(duration: str) -> int:
     return sum(int(n) * _UNIT_SECONDS[unit] for n, unit in re.findall(r"([0-9]+)([smhd])", duration))
 
 
+def seconds_of(duration: str) -> int | None:
+    """The seconds of a duration as it stands in a header, such as `1d10h30m`; `None` if it is none."""
+    return _seconds(duration) if _DURATION.fullmatch(duration) else None
+
+
 def _instant(option: str, value: Any) -> str:
     if isinstance(value, datetime):
         if value.utcoffset() is None:

@@ -8,7 +8,7 @@ here decides.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, ClassVar, Final, Protocol
 
 from msgspec import Struct
 
@@ -129,6 +129,9 @@ class Entry(Struct, eq=False, gc=False):
 
     Outside the garbage collector's care: once settled it is in no structure of the core.
     """
+
+    stops_queue: ClassVar[bool] = False
+    """Its queue stops if it fails, whatever the queue's own rules are."""
 
     message: Message
     data: bytes

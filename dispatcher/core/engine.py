@@ -385,7 +385,8 @@ class Engine:
         self.settled_total += 1
         self.settled.append(entry)
         lane = entry.lane
-        if lane is not None and lane.stops and not lane.is_stopped and word not in SPARE_LANES:
+        stops = lane is not None and lane.ordered and (lane.stops or entry.stops_queue)
+        if lane is not None and stops and not lane.is_stopped and word not in SPARE_LANES:
             self.lanes.stop(lane)
 
     def fail_quota(self, entries: Iterable[Entry]) -> None:
