@@ -33,12 +33,12 @@ class Forkable(Protocol):
 _open: weakref.WeakSet[Forkable] = weakref.WeakSet()
 
 
-def id_source() -> Callable[[], str]:
+def id_source(prefix: str = "") -> Callable[[], str]:
     """A function that gives a fresh id at each call, in any thread.
 
     Only C code runs in a call: that costs a third of a format string, and threads cannot come in between.
     """
-    beginnings = map(f"{secrets.token_hex(16)}-%x".__mod__, count())
+    beginnings = map(f"{prefix}{secrets.token_hex(16)}-%x".__mod__, count())
     each_repeated = chain.from_iterable(map(repeat, beginnings, repeat(len(ENDINGS))))
     return map(add, each_repeated, cycle(ENDINGS)).__next__
 

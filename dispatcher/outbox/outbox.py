@@ -1,0 +1,257 @@
+"""The front of the outbox: a message is accepted once it is durable; a relay sees to the rest.
+
+`put` decides everything that must not change later: the message's id, its deduplication id, its bytes. What
+is handed in within one turn of the loop is committed together. Nothing here knows how a store keeps things,
+and nothing that is accepted waits for the service.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from copy import copy
+from typing import TYPE_CHECKING, Literal, Self
+
+from dispatcher.core.wire import Encoder
+from dispatcher.errors import ConfigError, DispatcherError, MessageInvalid, OutboxError, StoreFull
+from dispatcher.identity import id_source, unwatch, watch
+from dispatcher.message import Message
+from dispatcher.outbox.codec import pack
+from dispatcher.outbox.instants import fixed
+from dispatcher.outbox.relay import Relay
+from dispatcher.outbox.store import Record
+from dispatcher.outbox.stored import Stored
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+    from types import TracebackType
+
+    from dispatcher.core.wire import Encoded
+    from dispatcher.dispatcher import Dispatcher
+    from dispatcher.message import Receipt
+    from dispatcher.outbox.store import Found, Store, StoreStatus
+
+NOT_OPEN = "the outbox is not open: use `async with Outbox(…)` or `await start()`"
+CLOSED = "the outbox is closed"
+FORKED = "this process was forked after the outbox was opened; open one in the child, over another store"
+
+
+class Outbox:
+    """Accepts messages durably in front of a dispatcher.
+
+    Args:
+        store: Where they are kept; opened and closed by the outbox.
+        dispatcher: What sends them; opened before the outbox and closed after it. Its `deliver_within` bounds
+            one try of a message, not its life.
+        after_window: What to do with a message that may have been sent longer ago than the service remembers
+            its id (9.5 minutes): `resend` it, its receipt marked `duplicate_possible`, or have it `fail` as a
+            dead letter. The same for one without an id.
+        delays_from_acceptance: Turn `Upstash-Delay` into the instant that it means when the message is
+            accepted, so that an outage does not add to it.
+
+    ::
+
+        async with Dispatcher() as dispatcher, Outbox(SQLiteStore("outbox.db"), dispatcher) as outbox:
+            stored = await outbox.put(Message("https://example.com/hook", body="hello"))
+            print(stored.id, "is durable")
+            print(await stored)  # the receipt, once the service has it
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        dispatcher: Dispatcher,
+        *,
+        after_window: Literal["resend", "fail"] = "resend",
+        delays_from_acceptance: bool = True,
+    ) -> None:
+        if after_window not in ("resend", "fail"):
+            raise ConfigError("after_window", after_window, "allowed are `resend` and `fail`")
+        self.store = store
+        self._dispatcher = dispatcher
+        self._fixes_delays = delays_from_acceptance
+        self._relay = Relay(store, dispatcher, after_window)
+        self._pending: list[tuple[Record, Stored]] = []
+        """Of this turn of the loop."""
+        self._appending: set[asyncio.Task[None]] = set()
+        self._refusal: str | None = NOT_OPEN
+
+    # --------------------------------------------------------------------------------------- life cycle
+
+    async def start(self) -> StoreStatus:
+        """Open the store, and begin to send what it holds; returns how the store was found.
+
+        Raises:
+            OutboxError: It cannot be opened; another process may have it.
+        """
+        if self._refusal != NOT_OPEN:
+            raise OutboxError("an outbox is opened once; make another one")
+        found = await self.store.open()
+        config = self._dispatcher.config
+        self._draw = id_source("out_")
+        self._encoder = Encoder(
+            self._draw,
+            draws_ids=config.deduplication == "auto",
+            max_message_bytes=config.batch.max_message_bytes,
+        )
+        self._loop = asyncio.get_running_loop()
+        self._relay.start()
+        self._refusal = None
+        watch(self)
+        return found
+
+    async def aclose(self) -> None:
+        """Accept nothing more, take back what has not left, settle what is answered within `drain_within`.
+
+        The rest stays in the store, for the next one who opens it.
+        """
+        if self._refusal is not None:
+            self._refusal = CLOSED
+            return
+        self._refusal = CLOSED
+        unwatch(self)
+        self._commit()
+        if self._appending:
+            await asyncio.wait(self._appending)
+        try:
+            await self._relay.aclose(self._dispatcher.config.drain_within)
+        finally:
+            await self.store.aclose()
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    def after_fork(self) -> None:
+        """In a forked child: whoever uses it is told so (called by `identity`)."""
+        self._refusal = FORKED
+
+    # ----------------------------------------------------------------------------------------- accepting
+
+    async def put(self, message: Message) -> Stored:
+        """Accept one message; returns when it is durable.
+
+        Cancelled before, it may or may not have been accepted.
+
+        Raises:
+            MessageInvalid, MessageTooLarge: The service would refuse it.
+            StoreFull: A bound of the store, or its disk, is reached.
+            OutboxError: It could not be made durable, or the outbox is not open.
+        """
+        stored = self.accept(message)
+        await stored.committed
+        return stored
+
+    async def put_many(self, messages: Iterable[Message]) -> list[Stored | DispatcherError]:
+        """Accept many, together; in the place of one that is refused, why."""
+        places: list[Stored | DispatcherError] = []
+        for message in messages:
+            try:
+                places.append(self.accept(message))
+            except DispatcherError as error:
+                places.append(error)
+        for index, place in enumerate(places):
+            if isinstance(place, Stored):
+                try:
+                    await place.committed
+                except OutboxError as error:
+                    places[index] = error
+        return places
+
+    async def send(self, message: Message) -> Receipt:
+        """Accept one message, and wait for its receipt.
+
+        Raises:
+            OutboxError: As `put` does.
+            MessageRejected: The service refused it: it is a dead letter.
+        """
+        stored = self.accept(message)
+        self._relay.watch(stored)
+        await stored.committed
+        try:
+            return await stored
+        finally:
+            self._relay.forget(stored)
+
+    def accept(self, message: Message) -> Stored:
+        """Check and encode one message; it is committed at the end of this turn, which `committed` tells.
+
+        Raises:
+            MessageInvalid, MessageTooLarge: The service would refuse it.
+            OutboxError: The outbox is not open.
+        """
+        if self._refusal is not None:
+            raise OutboxError(self._refusal)
+        if not isinstance(message, Message):
+            raise MessageInvalid(f"expected a Message, not {type(message).__name__}")
+        now = time.time()
+        if self._fixes_delays:
+            message = fixed(message, now)
+        encoded, identity = self._encode(message)
+        stored = Stored(identity, encoded.deduplication_id, self._loop.create_future(), self._relay)
+        if not self._pending:
+            self._loop.call_soon(self._commit)
+        record = Record(identity, pack(message, encoded), message.queue or None, now)
+        self._pending.append((record, stored))
+        return stored
+
+    def _encode(self, message: Message) -> tuple[Encoded, str]:
+        """What will travel, and the id; where we draw the deduplication id, it is the same."""
+        encoded = self._encoder.encode(message)
+        identity = encoded.deduplication_id
+        return encoded, identity if encoded.owns_id and identity is not None else self._draw()
+
+    def _commit(self) -> None:
+        pending, self._pending = self._pending, []
+        if pending:
+            task = self._loop.create_task(self._append(pending))
+            self._appending.add(task)
+            task.add_done_callback(self._appending.discard)
+
+    async def _append(self, pending: Sequence[tuple[Record, Stored]]) -> None:
+        """Commit these together; where they are too many for the store, as many as fit."""
+        try:
+            await self.store.append([record for record, _ in pending])
+        except StoreFull as error:
+            if len(pending) == 1:
+                self._refuse(pending, error)
+                return
+            middle = len(pending) // 2
+            await self._append(pending[:middle])
+            await self._append(pending[middle:])
+        except OutboxError as error:
+            self._refuse(pending, error)
+        except asyncio.CancelledError:
+            self._refuse(pending, OutboxError("the outbox was cancelled; the message may have been kept"))
+            raise
+        else:
+            for _, stored in pending:
+                if not stored.committed.done():
+                    stored.committed.set_result(None)
+
+    def _refuse(self, pending: Sequence[tuple[Record, Stored]], error: OutboxError) -> None:
+        """Tell each, with an error of its own."""
+        for _, stored in pending:
+            self._relay.forget(stored)
+            if not stored.committed.done():
+                stored.committed.set_exception(copy(error))
+                stored.committed.exception()  # whoever was to hear of it may have gone
+
+    # -------------------------------------------------------------------------------------- looking, deciding
+
+    async def find(self, message_id: str) -> Found | None:
+        """What is known of an accepted message; `None` if nothing is (any more)."""
+        return await self.store.find(message_id)
+
+    async def cancel(self, message_id: str) -> bool:
+        """Take a message back that has not left; false if it may have left, or is not known."""
+        return await self._relay.cancel(message_id)
+
+    def status(self) -> StoreStatus:
+        """How the store does."""
+        return self.store.status()

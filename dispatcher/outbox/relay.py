@@ -1,0 +1,349 @@
+"""The relay: claims from the store what the dispatcher has room for, hands it in, and settles what came back.
+
+A claim is committed before the first request with the message can leave, and a message stays claimed until
+its settlement is committed; so after a crash everything that may have been sent is known, and is sent again
+under the same id. What an outcome means is said by `judging`.
+
+Order in queues: a failed message stops its queue in the dispatcher (`Relayed.stops_queue`); what stands
+behind it is taken back and given back with it, then the queue goes on. The store gives nothing of a queue out
+of its order, and what it gave before it knew is given back as well. Made by `outbox`, its only caller.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections import deque
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, ClassVar, Final
+
+from dispatcher.delivery import Delivery
+from dispatcher.errors import DispatcherClosed, OutboxError
+from dispatcher.message import Receipt
+from dispatcher.outbox.codec import unpack
+from dispatcher.outbox.judging import delivered, failed, outcome_of, unsafe_words
+from dispatcher.outbox.store import Cancelled, Dead, Returned
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from dispatcher.dispatcher import Dispatcher
+    from dispatcher.errors import DispatcherError
+    from dispatcher.outbox.judging import Policy
+    from dispatcher.outbox.store import Claim, Settlement, Store
+    from dispatcher.outbox.stored import Stored
+
+CLAIMED_AT_ONCE: Final = 1_000
+"""Messages of one claim at most."""
+CLAIMED_BYTES: Final = 8 * 1_048_576
+SLICE: Final = 250
+"""Messages handed in before the loop has its turn."""
+LOOK_AGAIN: Final = 0.5
+"""Seconds after which what failed in the store is tried again, and room that others gave back is found."""
+
+logger: Final = logging.getLogger("dispatcher.outbox")
+
+
+class Relayed(Delivery, eq=False, gc=False):
+    """A claimed message in the dispatcher."""
+
+    stops_queue: ClassVar[bool] = True
+    claim: Any = None
+    """Its `Claim`."""
+    is_cancelled: bool = False
+    """It was taken back for good."""
+
+    def wake(self) -> bool:
+        """It has settled: all of a turn's are looked at together. Called by the pump."""
+        self.waiters.append(self)
+        return True
+
+
+class Sink:
+    """Where the dispatcher puts what has settled."""
+
+    __slots__ = ("_look", "_loop", "_settled")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, look: Callable[[list[Relayed]], None]) -> None:
+        self._loop = loop
+        self._look = look
+        self._settled: list[Relayed] = []
+
+    def append(self, relayed: Relayed) -> None:
+        """One more."""
+        if not self._settled:
+            self._loop.call_soon(self._tell)
+        self._settled.append(relayed)
+
+    def _tell(self) -> None:
+        settled, self._settled = self._settled, []
+        self._look(settled)
+
+
+class Relay:
+    """One outbox's messages on their way."""
+
+    def __init__(self, store: Store, dispatcher: Dispatcher, policy: Policy) -> None:
+        self.returned = self.duplicates_possible = 0
+        """Messages given back for another try; delivered ones that may be doubled."""
+        self._store = store
+        self._dispatcher = dispatcher
+        self._policy: Policy = policy
+        self._rng = random.Random()
+        self._out: dict[str, Relayed] = {}
+        """What is in the dispatcher, by id."""
+        self._due: dict[str, float] = {}
+        """Queues that were given back, and until when, as long as a claim may not know of it."""
+        self._known: set[str] = set()
+        """Those of them that the store knows of."""
+        self._watched: dict[str, Stored] = {}
+        self._unsettled: list[Settlement] = []
+        self._has_unsettled = asyncio.Event()
+        self._is_over = False
+        """Nothing more will come to be settled."""
+        self._has_room = asyncio.Event()
+
+    # --------------------------------------------------------------------------------------- life cycle
+
+    def start(self) -> None:
+        """Begin, in the running loop."""
+        loop = asyncio.get_running_loop()
+        self._sink = Sink(loop, self._look)
+        self._settling = loop.create_task(self._settle())
+        self._claiming = loop.create_task(self._claim())
+
+    async def aclose(self, within: float) -> None:
+        """Take back what has not left, wait for answers that are due, have it all settled."""
+        loop = asyncio.get_running_loop()
+        ends_at = loop.time() + within
+        self._claiming.cancel()
+        await asyncio.wait([self._claiming])
+        for relayed in list(self._out.values()):
+            relayed.withdraw()
+        with suppress(TimeoutError):
+            async with asyncio.timeout_at(ends_at):
+                while self._out:
+                    await self._changed()
+        self._is_over = True
+        self._has_unsettled.set()
+        await asyncio.wait([self._settling], timeout=max(LOOK_AGAIN, ends_at - loop.time()))
+        if not self._settling.done():
+            self._settling.cancel()
+            logger.error("%d settlements could not be kept; these are sent again", len(self._unsettled))
+        closed = OutboxError("the outbox was closed; the message stays in its store")
+        for stored in self._watched.values():
+            stored.tell(closed)
+        self._watched.clear()
+
+    async def _changed(self) -> None:
+        """Something has settled."""
+        self._has_room.clear()
+        await self._has_room.wait()
+
+    # ------------------------------------------------------------------------------------------ claiming
+
+    async def _claim(self) -> None:
+        """Claim and hand in, as the dispatcher has room; ends with the dispatcher."""
+        gate, loop = self._dispatcher.engine.gate, asyncio.get_running_loop()
+        while True:
+            messages, size = self._room()
+            try:
+                if gate.is_refusing(loop.time()):
+                    await asyncio.sleep(LOOK_AGAIN)  # it would all come back at once
+                elif messages <= 0:
+                    await self._look_again()
+                else:
+                    claims = await self._claimed(messages, size)
+                    await self._hand_in(claims)
+                    if not claims:
+                        await self._store.wait(time.time())
+            except OutboxError as error:
+                logger.warning("the outbox cannot claim: %s", error)
+                await asyncio.sleep(LOOK_AGAIN)
+            except DispatcherClosed as error:
+                logger.info("the outbox sends no more: %s", error)
+                return
+
+    def _room(self) -> tuple[int, int]:
+        """Messages and bytes that may be claimed now."""
+        room = self._dispatcher.engine.room
+        free = 0 if room.waiting else room.max_messages - room.held_messages
+        return min(CLAIMED_AT_ONCE, free), max(1, min(CLAIMED_BYTES, room.max_bytes - room.held_bytes))
+
+    async def _look_again(self) -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(LOOK_AGAIN):
+                await self._changed()
+
+    async def _claimed(self, messages: int, size_bytes: int) -> list[Claim]:
+        """A claim, which is not lost if this is cancelled meanwhile."""
+        for queue in self._known:  # the store goes by it from now on
+            self._due.pop(queue, None)
+        self._known.clear()
+        claim = asyncio.ensure_future(self._store.claim(messages, size_bytes, time.time()))
+        try:
+            return await asyncio.shield(claim)
+        except asyncio.CancelledError:
+            with suppress(OutboxError):
+                self._give_back(await claim)
+            raise
+
+    async def _hand_in(self, claims: Sequence[Claim]) -> None:
+        """Give them to the dispatcher in their order; it may have less room than it had."""
+        left, handed_in = deque(claims), 0
+        try:
+            while left:
+                if not self._put(left[0]):
+                    await self._look_again()
+                    continue
+                left.popleft()
+                handed_in += 1
+                if handed_in % SLICE == 0:
+                    await asyncio.sleep(0)
+        finally:
+            self._give_back(left)
+
+    def _put(self, claim: Claim) -> bool:
+        """Hand one in; false if there is no room."""
+        now = time.time()
+        try:
+            kept = unpack(claim.record.data)
+        except OutboxError as error:
+            self._tell([Dead(claim.position, str(error), claim.attempts, now)])
+            return True
+        if kept.queue in self._due:
+            self._give_back((claim,), self._due[kept.queue])
+            return True
+        if self._policy == "fail" and (words := unsafe_words(claim, now, is_idempotent=kept.idempotent)):
+            self._tell([Dead(claim.position, words, claim.attempts, now)])
+            return True
+        within = self._dispatcher.config.deliver_within
+        relayed = self._dispatcher.put_encoded(kept.message, kept.encoded, within, Relayed, self._sink)
+        if relayed is None:
+            return False
+        relayed.claim = claim
+        self._out[claim.record.id] = relayed
+        return True
+
+    def _give_back(self, claims: Iterable[Claim], due: float = 0.0) -> None:
+        """What was claimed and not handed in."""
+        self._tell([Returned(each.position, due, each.attempts, each.sent_since) for each in claims])
+
+    # ------------------------------------------------------------------------------------------ settling
+
+    def _look(self, settled: list[Relayed]) -> None:
+        """What became of these; told to who waits, and to the store."""
+        now, ago = time.time(), asyncio.get_running_loop().time()
+        settlements: list[Settlement] = []
+        for relayed in settled:
+            claim, outcome = relayed.claim, relayed.outcome
+            del self._out[claim.record.id]
+            if isinstance(outcome, Receipt):
+                settlement = delivered(claim, outcome, now, is_idempotent=relayed.idempotent)
+                self.duplicates_possible += settlement.receipt.duplicate_possible
+                settlements.append(settlement)
+                self._inform(claim, settlement.receipt)
+            else:
+                assert outcome is not None
+                settlements.append(self._failed(relayed, outcome, now, now - (ago - relayed.admitted_at)))
+        self._tell(settlements)
+        self._has_room.set()
+
+    def _failed(self, relayed: Relayed, error: Any, now: float, began: float) -> Cancelled | Dead | Returned:
+        claim, queue = relayed.claim, relayed.queue
+        if relayed.is_cancelled:
+            self._inform(claim, error)
+            return Cancelled(claim.position)
+        settlement = failed(
+            claim, error, began, now, policy=self._policy, is_idempotent=relayed.idempotent, rng=self._rng
+        )
+        if isinstance(settlement, Dead):
+            self._inform(claim, error)
+            if queue is not None and self._goes_on(queue):
+                self._dispatcher.resume(queue)
+            return settlement
+        self.returned += 1
+        if queue is not None:
+            settlement.due = self._hold_back(queue, settlement.due)
+        return settlement
+
+    def _goes_on(self, queue: str) -> bool:
+        """Whether a queue goes on after a dead letter: it does unless its own rules say that it stops."""
+        rules = self._dispatcher.config.queues.get(queue)
+        return rules is None or rules.on_failure == "continue"
+
+    def _hold_back(self, queue: str, due: float) -> float:
+        """Something of a queue came back: all that stands behind it has to wait as long."""
+        if queue in self._due and queue not in self._known:
+            return self._due[queue]
+        self._due[queue] = due
+        self._known.discard(queue)
+        for behind in [each for each in self._out.values() if each.queue == queue]:
+            behind.withdraw()
+        with suppress(DispatcherClosed):
+            self._dispatcher.resume(queue)
+        return due
+
+    def _tell(self, settlements: Sequence[Settlement]) -> None:
+        if settlements:
+            self._unsettled += settlements
+            self._has_unsettled.set()
+
+    async def _settle(self) -> None:
+        """Have the store know it, again and again until it does."""
+        while not self._is_over or self._unsettled:
+            await self._has_unsettled.wait()
+            self._has_unsettled.clear()
+            told, self._unsettled = self._unsettled, []
+            held_back = set(self._due)
+            if not told:
+                continue
+            try:
+                await self._store.settle(told)
+            except OutboxError as error:
+                logger.warning("%d settlements could not be kept yet: %s", len(told), error)
+                self._unsettled = [*told, *self._unsettled]
+                self._has_unsettled.set()
+                await asyncio.sleep(LOOK_AGAIN)
+            else:
+                self._known |= held_back
+
+    # ------------------------------------------------------------------------------------------ watching
+
+    def watch(self, stored: Stored) -> None:
+        """Have it told its outcome as it comes."""
+        self._watched[stored.id] = stored
+
+    def forget(self, stored: Stored) -> None:
+        """Nobody waits for it any more."""
+        self._watched.pop(stored.id, None)
+
+    async def wait_for(self, stored: Stored) -> None:
+        """Return once its outcome is known here."""
+        if stored.id not in self._watched:
+            self.watch(stored)
+            found = await self._store.find(stored.id)
+            outcome: Receipt | DispatcherError | None
+            outcome = OutboxError("nothing is known of it any more") if found is None else outcome_of(found)
+            if outcome is not None and stored.outcome is None:
+                self.forget(stored)
+                stored.tell(outcome)
+        if stored.outcome is None:
+            await asyncio.shield(stored.wait())
+
+    def _inform(self, claim: Claim, outcome: Receipt | DispatcherError) -> None:
+        stored = self._watched.pop(claim.record.id, None)
+        if stored is not None:
+            stored.tell(outcome)
+
+    async def cancel(self, message_id: str) -> bool:
+        """Take a message back that has not left."""
+        relayed = self._out.get(message_id)
+        if relayed is None:
+            return await self._store.cancel(message_id)
+        if relayed.outcome is None and relayed.withdraw():
+            relayed.is_cancelled = True
+            return True
+        return False
