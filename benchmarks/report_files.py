@@ -65,15 +65,18 @@ class Measured(Struct, frozen=True):
 def read(path: Path) -> tuple[str, list[Measured]]:
     """A report that was written: the machine in a few words, and what was measured."""
     content = msgspec.json.decode(path.read_bytes())
-    machine = content["machine"]
-    words = f"{machine['cpu']}, {machine['cores']} cores, {machine['python']}"
-    return words, [
+    return machine_words(content["machine"]), [
         Measured(
             msgspec.convert(one["configuration"], Configuration),
             [msgspec.convert(row["figures"], Figures) for row in one["rows"]],
         )
         for one in content["configurations"]
     ]
+
+
+def machine_words(found: Mapping[str, Any]) -> str:
+    """A machine of a report in a few words."""
+    return f"{found['cpu']}, {found['cores']} cores, {found['python']}"
 
 
 def method(plan: Plan) -> dict[str, Any]:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 TOKEN: Final = "benchmark"
+BACKLOG: Final = 1_024
 HEAD_MAX_BYTES: Final = 65_536
 METHODS: Final = frozenset({b"GET", b"HEAD", b"POST", b"PUT"})
 REASONS: Final = {
@@ -316,7 +317,10 @@ async def serve(upstream: Upstream, latency: float, context: ssl.SSLContext | No
     """Print the port, and serve until standard input ends."""
     loop = asyncio.get_running_loop()
     ended = asyncio.Event()
-    server = await loop.create_server(lambda: Connection(upstream, latency), "127.0.0.1", 0, ssl=context)
+    # As many may connect at once as there are callers: one who is not accepted tries again a second later.
+    server = await loop.create_server(
+        lambda: Connection(upstream, latency), "127.0.0.1", 0, ssl=context, backlog=BACKLOG
+    )
     print(server.sockets[0].getsockname()[1], flush=True)
 
     def watch() -> None:

@@ -45,6 +45,11 @@ class LineSplitter:
         self._size = 0
         self._is_first = True
 
+    @property
+    def held_bytes(self) -> int:
+        """Of a line whose end has not come."""
+        return self._size if self._size <= self._max_line_bytes else 0
+
     def feed(self, chunk: bytes) -> list[Line]:
         """The lines that end within this chunk."""
         head, *rest = chunk.split(b"\n")

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
 MASK: Final = "***"
+SECRET_MIN: Final = 8
+"""Characters from which on a secret is looked for in texts; a shorter one is no secret, and part of words."""
 _METADATA: Final = "dispatcher.setting"
 _SPECIAL_ENVIRONMENT: Final = {"token": "QSTASH_TOKEN", "url": "QSTASH_URL"}
 _WORDS: Final = {int: "an int", float: "a number", bool: "true or false", str: "a non-empty str"}

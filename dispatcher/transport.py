@@ -25,6 +25,7 @@ from yarl import URL
 from dispatcher.core.batch import Failure, Reply
 from dispatcher.core.wire import BATCH_PATH
 from dispatcher.errors import ConfigError
+from dispatcher.settings import MASK, SECRET_MIN
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -107,8 +108,8 @@ class HTTPTransport:
     def __init__(self, config: Config) -> None:
         self._settings = config.transport
         self._base = config.url
-        self._authorization = f"Bearer {config.token}"
-        self._batch_url = URL(self._base + BATCH_PATH, encoded=True)
+        self.set_token(config.token)
+        self._batch_url = self._url(BATCH_PATH)
         self._attempt_timeout = config.transport.attempt_timeout
         self._usual_bounds = self._bounds(self._attempt_timeout)
         self._session: aiohttp.ClientSession | None = None
@@ -144,11 +145,18 @@ class HTTPTransport:
         self, target: str, headers: Sequence[tuple[str, str]], body: bytes, *, timeout: float
     ) -> Reply | Failure:
         """Send one message by itself; the target is pasted raw, as the service reads it."""
-        return await self._post(URL(self._base + target, encoded=True), list(_lines(headers)), body, timeout)
+        return await self._post(self._url(target), list(_lines(headers)), body, timeout)
+
+    def _url(self, target: str) -> URL:
+        """The URL of a raw target, taken for a path: parsed, an empty query or a `#` would be lost."""
+        base = URL(self._base, encoded=True)
+        path = base.raw_path.rstrip("/") + target
+        return URL.build(scheme=base.scheme, authority=base.raw_authority, path=path, encoded=True)
 
     def set_token(self, token: str) -> None:
         """Use another token from the next request on."""
         self._authorization = f"Bearer {token}"
+        self._secret = token.encode() if len(token) >= SECRET_MIN else None
 
     async def aclose(self) -> None:
         """Close the session."""
@@ -162,6 +170,7 @@ class HTTPTransport:
         session = self._session
         assert session is not None, "the transport was not started"
         headers.append(("Authorization", self._authorization))
+        secret = self._secret
         # aiohttp warns about large plain bytes, which it would write in one piece; a file it reads in parts.
         payload = _LargeBody(io.BytesIO(body)) if len(body) > PLAIN_BODY_BYTES else _Body(body)
         bounds = self._usual_bounds if timeout == self._attempt_timeout else self._bounds(timeout)
@@ -177,7 +186,7 @@ class HTTPTransport:
                     proxy=self._proxy,
                 ) as response,
             ):
-                return await self._read(response)
+                reply = await self._read(response)
         except _NOTHING_SENT as error:
             return Failure("connect", f"cannot connect to {self._base}: {words_of(error)}", "not_sent")
         except TimeoutError:
@@ -188,6 +197,10 @@ class HTTPTransport:
             return Failure("reply", f"the reply broke off: {words_of(error)}", "unknown")
         except (aiohttp.ClientError, OSError, ValueError) as error:
             return Failure("disconnect", f"the connection was lost: {words_of(error)}", "unknown")
+
+        if secret is not None and isinstance(reply, Reply) and secret in reply.body:
+            reply.body = reply.body.replace(secret, MASK.encode())  # its words come to callers and logs
+        return reply
 
     def _bounds(self, timeout: float) -> aiohttp.ClientTimeout:
         """Connecting gives up before the attempt does, so that its own words are told."""

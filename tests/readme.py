@@ -1,7 +1,7 @@
 """The README in parts: its blocks, its generated sections, its links.
 
-`python -m tests.readme` writes the generated sections (errors, settings, metrics, speed) anew, the last one
-from the figures in `benchmarks/results`.
+`python -m tests.readme` writes the generated sections (errors, settings, metrics, speeds) anew, the last ones
+from the figures in `benchmarks/results`; those of the benchmarks' own README, too.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import re
 from textwrap import dedent
 from typing import TYPE_CHECKING, NamedTuple
 
-from benchmarks import report_files
+from benchmarks import report_files, sidecar_report
 from benchmarks.report import matrix, short_table
 from dispatcher import errors
 from dispatcher.config import settings_table
@@ -20,9 +20,10 @@ from dispatcher.sidecar.settings import serve_settings_table
 from tests.imports import ROOT
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
 README = ROOT / "README.md"
+MEASUREMENTS = ROOT / "benchmarks" / "README.md"
 RESULTS = ROOT / "benchmarks" / "results"
 FENCE = re.compile(r"^```([a-z]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
@@ -72,14 +73,28 @@ def matrix_table() -> str:
     return f"{matrix(rows, 'uvloop')}\n\n{machine}."
 
 
+def sidecar_speed() -> str:
+    """Bursts with and without the sidecar, and what one core of it takes."""
+    return sidecar_report.readme(RESULTS / "sidecar.json")
+
+
+def sidecar_details() -> str:
+    """Every row of it, for the benchmarks' own README."""
+    return sidecar_report.details(RESULTS / "sidecar.json")
+
+
 GENERATED: dict[str, Callable[[], str]] = {
     "errors": error_tree,
     "settings": settings_table,
     "metrics": metrics_table,
     "speed": speed_table,
+    "sidecar-speed": sidecar_speed,
     "serve-settings": serve_settings_table,
     "intake-metrics": intake_table,
 }
+
+
+MEASURED: dict[str, Callable[[], str]] = {"matrix": matrix_table, "sidecar": sidecar_details}
 
 
 def test_command(text: str) -> str:
@@ -101,9 +116,9 @@ def anchors(text: str) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", one.lower()).replace(" ", "-") for one in headings}
 
 
-def generated(text: str) -> str:
+def generated(text: str, sections: Mapping[str, Callable[[], str]] = GENERATED) -> str:
     """The text with its generated sections made anew."""
-    for name, make in GENERATED.items():
+    for name, make in sections.items():
         section(text, name)
         head, begin, rest = text.partition(f"<!-- {name}:begin -->\n")
         _, end, tail = rest.partition(f"<!-- {name}:end -->")
@@ -112,4 +127,5 @@ def generated(text: str) -> str:
 
 
 if __name__ == "__main__":
-    README.write_text(generated(README.read_text(encoding="utf-8")), encoding="utf-8")
+    for page, parts in ((README, GENERATED), (MEASUREMENTS, MEASURED)):
+        page.write_text(generated(page.read_text(encoding="utf-8"), parts), encoding="utf-8")

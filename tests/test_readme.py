@@ -17,6 +17,8 @@ from dispatcher.testing import local_upstream
 from tests.imports import ROOT
 from tests.readme import (
     GENERATED,
+    MEASURED,
+    MEASUREMENTS,
     README,
     Block,
     anchors,
@@ -83,6 +85,13 @@ def test_fragments_compile_too() -> None:
 def test_generated_sections_are_up_to_date(name: str) -> None:
     """The error tree, the settings and the metrics; `python -m tests.readme` writes them."""
     assert section(TEXT, name) == GENERATED[name]().strip(), "run `python -m tests.readme`"
+
+
+@pytest.mark.parametrize("name", MEASURED)
+def test_generated_sections_of_the_benchmarks_are_up_to_date(name: str) -> None:
+    """Their tables are those of the reports that are kept."""
+    text = MEASUREMENTS.read_text(encoding="utf-8")
+    assert section(text, name) == MEASURED[name]().strip(), "run `python -m tests.readme`"
 
 
 def test_writing_the_sections_changes_nothing_else() -> None:

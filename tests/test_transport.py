@@ -101,9 +101,10 @@ async def test_a_base_url_with_a_path_keeps_it() -> None:
     ]
 
 
-async def test_a_single_keeps_its_raw_target() -> None:
-    """Nothing of a destination is decoded, collapsed or re-encoded on the way."""
-    target = "/v2/publish/https://example.com//a/../b/%2e?x=%2F&y=a+b&z=%c3%bc"
+@pytest.mark.parametrize("end", ["//a/../b/%2e?x=%2F&y=a+b&z=%c3%bc", "?", "/a?", "/#part", "/a#b?c=d#e"])
+async def test_a_single_keeps_its_raw_target(end: str) -> None:
+    """Nothing of a destination is decoded, collapsed, re-encoded or left out on the way."""
+    target = f"/v2/publish/https://example.com{end}"
     async with RawServer(reply("200 OK", b'{"messageId":"m"}')) as server, opened(server.url) as transport:
         await transport.post_single(target, [("Upstash-Label", "l")], b"\xff\x00", timeout=5)
     head, _, body = server.requests[0].partition(b"\r\n\r\n")
@@ -316,3 +317,21 @@ async def test_a_dropped_keep_alive_connection_costs_a_retry_and_no_message() ->
     items = [orjson.loads(request.partition(b"\r\n\r\n")[2])[0] for request in server.requests]
     ids = {(item["body"], item["headers"]["Upstash-Deduplication-Id"]) for item in items}
     assert len(ids) == 20
+
+
+@pytest.mark.parametrize("status", ["200 OK", "400 Bad Request", "401 Unauthorized"])
+async def test_a_reply_that_quotes_the_token_is_masked(status: str) -> None:
+    """Its words come to errors, logs and callers; the token that was presented is in none of them."""
+    token = "a-token-of-some-length"
+    canned = reply(status, b'{"error":"no good: Bearer a-token-of-some-length, a-token-of-some-length"}')
+    body = canned.partition(b"\r\n\r\n")[2]
+    bodies = []
+    for presented, is_alone in ((token, False), (token, True), ("another-token-of-that-kind", False)):
+        async with RawServer(canned) as server, opened(server.url) as transport:
+            transport.set_token(presented)
+            way = transport.post_single("/v2/publish/a", [], b"", timeout=5) if is_alone else None
+            answer = await (way or transport.post_batch(ITEM, timeout=5))
+            assert isinstance(answer, Reply)
+            bodies.append(answer.body)
+    masked = b'{"error":"no good: Bearer ***, ***"}'
+    assert bodies == [masked, masked, body]

@@ -7,12 +7,14 @@ a single publish of it would have been. Called by `dialect`.
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Final, Literal
 from urllib.parse import quote, unquote
 
 from dispatcher.checks import CONTENT_BASED_DEDUPLICATION, DEDUPLICATION_ID, check_header, says_true
 from dispatcher.core.batch import SingleRequest
 from dispatcher.core.wire import AloneMessage, single_target
+from dispatcher.errors import MessageInvalid
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -25,6 +27,8 @@ TextLine = tuple[str, str]
 TOKEN_KEY: Final = "qstash_token"  # noqa: S105 - the name of a query's key
 SERVICE_PREFIX: Final = "upstash-"
 FORWARD_ALL: Final = "upstash-header-forward"
+CLIMBS: Final = "destination: its `..` would lead out of the path of a message that has to be sent alone"
+_SLASHES: Final = re.compile(r"[/\\]")
 _ID: Final = DEDUPLICATION_ID.lower()
 _CONTENT_BASED: Final = CONTENT_BASED_DEDUPLICATION.lower()
 _VISIBLE: Final = "".join(chr(code) for code in range(0x21, 0x7F))
@@ -32,6 +36,7 @@ NOT_PASSED_ON: Final = frozenset(
     {
         *("connection", "keep-alive", "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade"),
         *("authorization", "proxy-authorization", "host", "content-length", "expect", "accept-encoding"),
+        "prefer",
     }
 )
 """Headers of the caller's connection, and its credential; the encoding of the reply is ours to choose."""
@@ -77,7 +82,11 @@ def without_token(target: str) -> str:
 def from_request(
     reason: Reason, target: str, lines: Sequence[RawLine], body: bytes, destination: str, queue: str | None
 ) -> Alone:
-    """A caller's request as the one that we make."""
+    """A caller's request as the one that we make.
+
+    Raises:
+        MessageInvalid: Its path may stand for another one.
+    """
     texts = [(readable(name), readable(value)) for name, value in lines]
     nominated = {
         part.strip().lower()
@@ -97,7 +106,7 @@ def from_item(
     """A message of a JSON batch as a request of its own.
 
     Raises:
-        MessageInvalid: One of its headers cannot stand in a head.
+        MessageInvalid: One of its headers cannot stand in a head, or its path may stand for another one.
     """
     for name, value in lines:
         check_header(name, value)
@@ -115,6 +124,8 @@ def _alone(
     has_own_id: bool,
 ) -> Alone:
     """With the one id that the lines bring taken out of them: it is put back when the message is encoded."""
+    if _climbs(target):
+        raise MessageInvalid(CLIMBS)
     ids = [value for value in _values(lines, _ID) if value]
     if len(ids) <= 1:
         lines = [line for line in lines if line[0].lower() != _ID]
@@ -127,6 +138,23 @@ def _alone(
         is_idempotent=has_own_id or len(ids) > 1 or any(map(says_true, _values(lines, _CONTENT_BASED))),
         reason=reason,
     )
+
+
+def _climbs(target: str) -> bool:
+    """Whether `..` would lead out of `/v2/publish/` or `/v2/enqueue/`, whatever a server takes for a `/`.
+
+    The service reads the path raw; what stands before it may not, and then a message would be a request of
+    another kind with the upstream's token.
+    """
+    path, depth = unquote(target.partition("?")[0]), -2
+    if ".." not in path:
+        return False
+    for part in _SLASHES.split(path):
+        name = part.partition(";")[0]
+        depth += -1 if name == ".." else name not in ("", ".")
+        if name == ".." and depth < 0:
+            return True
+    return False
 
 
 def _values(lines: Iterable[TextLine], lower: str) -> list[str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
 from aiohttp import web
@@ -19,7 +19,7 @@ from dispatcher.sidecar import refusals
 from dispatcher.sidecar.dialect import Refused
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Iterator
 
     from dispatcher.core.room import Room
     from dispatcher.sidecar.counters import IntakeCounters
@@ -49,8 +49,13 @@ class Bodies:
         self._line: deque[asyncio.Event] = deque()
 
     @asynccontextmanager
-    async def read(self, request: Request, max_bytes: int) -> AsyncIterator[bytes]:
+    async def read(
+        self, request: Request, max_bytes: int, patience: float | None = None
+    ) -> AsyncIterator[bytes]:
         """The body, while its memory is accounted for.
+
+        Args:
+            patience: Seconds that this caller waits, if it has less.
 
         Raises:
             Refused: It is longer than `max_bytes`, or broken.
@@ -61,13 +66,22 @@ class Bodies:
             raise too_large(max_bytes)
         size = UNKNOWN_BYTES if declared is None else declared
         if self._line or not self._may_enter(size):
-            await self._wait(size)
-        lease = _Lease(self, size)
+            await self._wait(size, self._patience if patience is None else min(patience, self._patience))
+        lease = Lease(self, size)
         try:
             yield await self._read(request, max_bytes, lease)
         finally:
             self.reading_bytes -= lease.size_bytes
             self.wake()
+
+    @contextmanager
+    def lend(self) -> Iterator[Lease]:
+        """Memory for what is read bit by bit, and let go of in between."""
+        lease = Lease(self, 0)
+        try:
+            yield lease
+        finally:
+            lease.shrink_to(0)
 
     def wake(self) -> None:
         """Have who is first in the line look again."""
@@ -80,12 +94,12 @@ class Bodies:
         fits = not self.reading_bytes or self.reading_bytes + size_bytes <= self._budget_bytes
         return has_room and fits and not room.waiting
 
-    async def _wait(self, size_bytes: int) -> None:
+    async def _wait(self, size_bytes: int, patience: float) -> None:
         turn = asyncio.Event()
         self._line.append(turn)
         self._counters.waiting(1)
         try:
-            async with asyncio.timeout(self._patience):
+            async with asyncio.timeout(patience):
                 while self._line[0] is not turn or not self._may_enter(size_bytes):
                     turn.clear()
                     await _set_within(turn, LOOK_AGAIN)
@@ -101,7 +115,7 @@ class Bodies:
         room = self._room
         return QueueFull(room.held_messages, room.max_messages, room.held_bytes, room.max_bytes)
 
-    async def _read(self, request: Request, max_bytes: int, lease: _Lease) -> bytes:
+    async def _read(self, request: Request, max_bytes: int, lease: Lease) -> bytes:
         content, parts, size = request.content, list[bytes](), 0  # (this asks a caller for it that waits)
         try:
             while part := await content.readany():
@@ -115,13 +129,13 @@ class Bodies:
         return b"".join(parts)
 
     def grow(self, size_bytes: int, *, is_alone: bool) -> None:
-        """Account for more bytes of a body of undeclared length; see `_Lease`."""
+        """Account for more bytes of a body of undeclared length; see `Lease`."""
         if self.reading_bytes + size_bytes > self._budget_bytes and not is_alone:
             raise self.full()
         self.reading_bytes += size_bytes
 
 
-class _Lease:
+class Lease:
     """The memory that one body has."""
 
     __slots__ = ("_bodies", "size_bytes")
@@ -131,8 +145,15 @@ class _Lease:
         self.size_bytes = 0
         self._take(size_bytes, is_alone=True)
 
+    def shrink_to(self, size_bytes: int) -> None:
+        """It needs no more than this any longer."""
+        if size_bytes < self.size_bytes:
+            self._bodies.reading_bytes -= self.size_bytes - size_bytes
+            self.size_bytes = size_bytes
+            self._bodies.wake()
+
     def grow_to(self, size_bytes: int) -> None:
-        """It has become so large."""
+        """It has become so large. Raises `QueueFull` if there is no room for that."""
         if size_bytes > self.size_bytes:
             is_alone = self.size_bytes == self._bodies.reading_bytes
             self._take(max(size_bytes - self.size_bytes, self.size_bytes), is_alone=is_alone)

@@ -17,18 +17,19 @@ from typing import TYPE_CHECKING, Final, cast
 
 from aiohttp import web
 
-from dispatcher.errors import AdmissionError, DispatcherError
+from dispatcher.errors import AdmissionError, DispatcherError, QueueFull
 from dispatcher.ndjson import LineSplitter, LineTooLong, is_blank
 from dispatcher.sidecar import answers
 from dispatcher.sidecar.alone import Alone
-from dispatcher.sidecar.bodies import broken
+from dispatcher.sidecar.bodies import UNKNOWN_BYTES, broken
 from dispatcher.sidecar.dialect import Refused
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from dispatcher.message import Message
     from dispatcher.ndjson import Line
+    from dispatcher.sidecar.bodies import Bodies
     from dispatcher.sidecar.counters import IntakeCounters
     from dispatcher.sidecar.dialect import Dialect
     from dispatcher.sidecar.server import Request
@@ -46,8 +47,14 @@ class Bulk:
     """One stream of messages, and the stream of their answers."""
 
     def __init__(
-        self, dialect: Dialect, submission: Submission, counters: IntakeCounters, serve: ServeSettings
+        self,
+        dialect: Dialect,
+        submission: Submission,
+        bodies: Bodies,
+        counters: IntakeCounters,
+        serve: ServeSettings,
     ) -> None:
+        self._bodies = bodies
         self._dialect = dialect
         self._submission = submission
         self._counters = counters
@@ -56,6 +63,8 @@ class Bulk:
         self._places = submission.window()
         self._sizes: deque[tuple[int, int]] = deque()
         """Of what was read together and is not all answered: the number of its last line, and its bytes."""
+        self._wait: float | None = None
+        """The caller's own patience with each message."""
         self._read_lines = 0
         self._answered_lines = 0
         self._window_bytes = 0
@@ -66,6 +75,7 @@ class Bulk:
     async def run(self, request: Request) -> web.StreamResponse:
         """Answer the request; returns once its last line is answered."""
         response = web.StreamResponse(headers={"Content-Type": CONTENT_TYPE})
+        self._wait = self._dialect.wait_of(request.headers.getall("Prefer", ()))
         request.is_stream = True
         await response.prepare(request)
         reader = asyncio.create_task(self._read(request))
@@ -87,8 +97,15 @@ class Bulk:
     async def _read(self, request: Request) -> None:
         splitter, content = LineSplitter(self._max_line_bytes), request.content
         try:
-            while chunk := await content.readany():
-                await self._take_in(splitter.feed(chunk))
+            with self._bodies.lend() as lease:
+                while chunk := await content.readany():
+                    lines = splitter.feed(chunk)
+                    held = splitter.held_bytes if splitter.held_bytes > UNKNOWN_BYTES else 0
+                    lease.shrink_to(held)
+                    lease.grow_to(held)  # a line without an end is a body like others
+                    await self._take_in(lines)
+        except QueueFull as full:
+            self._break_off(Refused(429, f"no room for so long a line: {full}", answers.ROOM_SECONDS))
         except web.RequestPayloadError as error:
             self._break_off(broken(error))
         else:
@@ -121,7 +138,9 @@ class Bulk:
         self._sizes.append((self._read_lines, size))
         self._window_bytes += size
         run: list[Message] = []
-        for message in self._messages(lines):
+        messages = self._messages(lines)
+        hurry(messages, self._wait)
+        for message in messages:
             if isinstance(message, Refused):
                 await self._put(run)
                 run = []
@@ -152,7 +171,8 @@ class Bulk:
         for message in run:
             if type(message) is Alone:
                 self._submission.count(message)
-        await self._submission.put_many(run, self._places)
+        patience = self._submission.patience
+        await self._submission.put_many(run, self._places, min(self._wait or patience, patience))
         self._grown.set()
 
     def _refuse(self, why: Refused) -> None:
@@ -182,3 +202,11 @@ class Bulk:
         while self._sizes and self._sizes[0][0] <= self._answered_lines:
             self._window_bytes -= self._sizes.popleft()[1]
         self._shrunk.set()
+
+
+def hurry(messages: Iterable[Message | Refused], wait: float | None) -> None:
+    """Give each message so many seconds; `None`: as many as are usual."""
+    if wait is not None:
+        for message in messages:
+            if not isinstance(message, Refused):
+                message.deliver_within = wait

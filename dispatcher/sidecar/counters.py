@@ -24,7 +24,7 @@ from dispatcher.errors import (
     QuotaExhausted,
     RetriesExhausted,
 )
-from dispatcher.settings import MASK
+from dispatcher.settings import MASK, SECRET_MIN
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -57,8 +57,6 @@ _USER: Final = re.compile(r"(?<=://)[^/\s@]*@")
 _QUERY: Final = re.compile(r"[?#][^\s\"'<>)]+")
 _NUMBER: Final = re.compile(r"\d+")
 _UNPRINTABLE: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]+")
-SECRET_MIN: Final = 8
-"""Characters from which on a secret is looked for in texts; a shorter one is no secret, and part of words."""
 
 
 class Failure:

@@ -8,7 +8,9 @@ service would refuse is `Refused` with its status and text. Called by `intake` a
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+import re
+from math import inf
+from typing import TYPE_CHECKING, Final
 from urllib.parse import unquote
 
 import msgspec
@@ -24,7 +26,7 @@ from dispatcher.sidecar.alone import (
     readable,
     speaks_to_service,
 )
-from dispatcher.sidecar.templates import IDENTITY, OPTION, Kinds, Template, Templates
+from dispatcher.sidecar.templates import IDENTITY, OPTION, PREFERENCE, Kinds, Template, Templates
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -37,11 +39,18 @@ ENQUEUE: Final = "/v2/enqueue/"
 BATCH: Final = "/v2/batch"
 UTF8_BYTES: Final = 4
 """Of one character, at most."""
+HEADERS_BYTES_MAX: Final = 262_144
+"""Of one item of a batch; four times what a request's may have, whose head is bounded."""
+ITEM_DEPTH: Final = 2
+PARTS_AN_ITEM: Final = 100
+"""Texts and brackets that an item has on average, at most, where their number is in doubt."""
 NO_SCHEME: Final = "invalid destination url: endpoint has invalid scheme, add http:// or https://"
 NO_DESTINATION: Final = "destination is required"
 BAD_QUEUE: Final = "invalid queue name: only letters, digits, '_', '-' and '.' are allowed"
 
 _NONE: Final = msgspec.Raw()
+_WAIT: Final = re.compile(r'(?:^|,)\s*wait\s*=\s*"?(\d{1,9})"?\s*(?=[;,]|$)', re.IGNORECASE)
+"""RFC 7240, section 4.3; what is no number is left unheard, as the RFC wants it."""
 
 
 class Refused(Exception):  # noqa: N818 - an answer, not an error of ours
@@ -62,10 +71,27 @@ class Item(Struct, gc=False):
     """One message of a JSON batch, as it is on the wire."""
 
     destination: str | None = None
-    body: Any = None
+    body: str | None = None
     headers: msgspec.Raw = _NONE
     """An object of texts or arrays of texts, or `null`; most of them have been seen before."""
     queue: str | None = None
+
+
+class _LooseItem(Struct, gc=False):
+    """The same, where the body of one of them is no text: what it is instead is not looked at."""
+
+    destination: str | None = None
+    body: msgspec.Raw = _NONE
+    headers: msgspec.Raw = _NONE
+    queue: str | None = None
+
+    def item(self) -> Item | Refused:
+        """As an item."""
+        try:
+            body = _BODY.decode(self.body) if self.body else None
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            return Refused(400, "body must be a string")
+        return Item(self.destination, body, self.headers, self.queue)
 
 
 class Dialect:
@@ -73,9 +99,11 @@ class Dialect:
 
     Args:
         max_text_bytes: A body above it is sent alone: the service may take what no batch of ours will carry.
+        deliver_within: Seconds that a message has; its caller may give it less.
     """
 
-    def __init__(self, max_text_bytes: int) -> None:
+    def __init__(self, max_text_bytes: int, deliver_within: float = inf) -> None:
+        self._deliver_within = deliver_within
         self._max_text_bytes = max_text_bytes
         self._raw_kinds: Kinds[bytes] = Kinds()
         self._kinds: Kinds[str] = Kinds()
@@ -92,10 +120,10 @@ class Dialect:
         """
         said_nothing = self._raw_kinds.nothing
         options = [line for line in lines if line[0] not in said_nothing]
-        identity = None
+        identity = wait = None
         template = self._published.known.get((target, *options))
         if template is None:
-            options, ids = self._parted(options)
+            options, ids, wait = self._parted(options)
             identity = ids[0] if len(ids) == 1 else None
             template = self._published.known.get((target, *options)) if len(ids) <= 1 else None
             if template is None:
@@ -113,16 +141,27 @@ class Dialect:
                     options=template.options,
                     queue=template.queue,
                     deduplication_id=identity,
+                    deliver_within=wait,
                 )
         reason = alone or "too_large"
-        return from_request(reason, target, lines, body, template.destination, template.queue)
+        message = from_request(reason, target, lines, body, template.destination, template.queue)
+        message.deliver_within = wait
+        return message
 
-    def _parted(self, options: Iterable[RawLine]) -> tuple[list[RawLine], list[str]]:
-        """The options, and the ids, which differ from message to message; an empty one is none."""
+    def _parted(self, options: Iterable[RawLine]) -> tuple[list[RawLine], list[str], float | None]:
+        """The options; the ids, which differ from message to message (an empty one is none); the wait."""
         kinds = self._raw_kinds
         parted = [(kinds[line[0]], line) for line in options]
         ids = [readable(value) for kind, (_, value) in parted if kind == IDENTITY and value]
-        return [line for kind, line in parted if kind == OPTION], ids
+        wishes = [readable(value) for kind, (_, value) in parted if kind == PREFERENCE]
+        wait = self.wait_of(wishes) if wishes else None
+        return [line for kind, line in parted if kind == OPTION], ids, wait
+
+    def wait_of(self, preferences: Iterable[str]) -> float | None:
+        """How long the caller waits, by its `Prefer` lines; `None` if no less than is usual."""
+        found = _WAIT.search(",".join(preferences))
+        seconds = 0.0 if found is None else float(found[1])
+        return seconds if 0 < seconds < self._deliver_within else None
 
     def _template(self, target: str, options: Sequence[RawLine], *, is_repeated: bool) -> Template:
         queue, raw = _place(target)
@@ -158,13 +197,25 @@ class Dialect:
         Raises:
             Refused: It is no array of messages, or one of too many.
         """
+        if body.count(b"{") > max_items and _has_more(body, max_items):  # before each takes memory
+            raise Refused(412, f"too many messages in a batch: more than {max_items}, the limit")
+        items: list[Item | Refused]
         try:
-            items = _ITEMS.decode(body)
+            items = _ITEMS.decode(body)  # type: ignore[assignment] # a list of some of these
+        except msgspec.ValidationError:
+            items = self._loose(body)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise Refused(400, f"invalid batch: {error}") from None
         if len(items) > max_items:
             raise Refused(412, f"too many messages in a batch: {len(items)}, the limit is {max_items}")
         return self._messages(items)
+
+    @staticmethod
+    def _loose(body: bytes) -> list[Item | Refused]:
+        try:
+            return [one.item() for one in _LOOSE_ITEMS.decode(body)]
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise Refused(400, f"invalid batch: {error}") from None
 
     def read_lines(self, lines: Iterable[bytes]) -> list[Message | Refused]:
         """The messages of lines of NDJSON, each as in a batch."""
@@ -172,6 +223,8 @@ class Dialect:
         for line in lines:
             try:
                 items.append(decode(line))
+            except msgspec.ValidationError as error:
+                items.append(_loose_line(line, error))
             except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
                 items.append(Refused(400, f"invalid message: {error}"))
         return self._messages(items)
@@ -206,9 +259,7 @@ class Dialect:
 
     def _read_item(self, item: Item) -> Message:
         destination, queue, text, kinds = item.destination or "", item.queue or None, item.body, self._kinds
-        if text is not None and type(text) is not str:
-            raise Refused(400, "body must be a string")
-        lines = [line for line in _lines_of(item.headers) if kinds[line[0]]]
+        lines = [line for line in _lines_of(item.headers) if kinds[line[0]] in (OPTION, IDENTITY)]
         ids = [value for name, value in lines if kinds[name] == IDENTITY and value]
         options = tuple(line for line in lines if kinds[line[0]] != IDENTITY)
         if len(ids) > 1 or _repeats(options):
@@ -282,6 +333,8 @@ def _repeats(lines: Sequence[TextLine]) -> bool:
 
 def _lines_of(headers: msgspec.Raw) -> list[TextLine]:
     """An item's headers as lines: an array is as many of the same name."""
+    if len(headers) > HEADERS_BYTES_MAX:
+        raise Refused(400, f"invalid headers: more than {HEADERS_BYTES_MAX} bytes")
     try:
         found = _HEADERS.decode(headers) if headers else None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
@@ -293,6 +346,33 @@ def _lines_of(headers: msgspec.Raw) -> list[TextLine]:
     ]
 
 
+def _loose_line(line: bytes, error: msgspec.ValidationError) -> Item | Refused:
+    try:
+        return _LOOSE_ITEM.decode(line).item()
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return Refused(400, f"invalid message: {error}")
+
+
+def _has_more(body: bytes, max_items: int) -> bool:
+    """Whether an array has more items, or they more parts altogether, than a batch of so many may have."""
+    depth = count = 0
+    for parts, found in enumerate(_PARTS.finditer(body), 1):
+        mark = body[found.start()]
+        if mark in b"{[":
+            depth += 1
+            count += depth == ITEM_DEPTH
+        elif mark in b"}]":
+            depth -= 1
+        if count > max_items or parts > PARTS_AN_ITEM * max_items:
+            return True
+    return False
+
+
+_PARTS: Final = re.compile(rb'"(?:[^"\\]++|\\.?)*+(?:"|\Z)|[{}\[\]]', re.DOTALL)
+"""Texts of JSON as wholes, and brackets. Possessive: whatever it is given, each byte is looked at once."""
 _ITEMS: Final = msgspec.json.Decoder(list[Item])
 _ITEM: Final = msgspec.json.Decoder(Item)
+_LOOSE_ITEMS: Final = msgspec.json.Decoder(list[_LooseItem])
+_LOOSE_ITEM: Final = msgspec.json.Decoder(_LooseItem)
+_BODY: Final = msgspec.json.Decoder(str | None)
 _HEADERS: Final = msgspec.json.Decoder(dict[str, str | list[str]] | None)

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 TOKEN_KEY: Final = "qstash_token"  # noqa: S105 - the key's name
 _SCHEME: Final = "bearer "
+_OF_BROWSERS: Final = (hdrs.ORIGIN, "Sec-Fetch-Site")
+"""Headers that pages cannot leave out of the requests they make, and no SDK sends."""
 
 
 class Caller(enum.Enum):
@@ -46,11 +48,13 @@ class Guard:
     Args:
         tokens: What callers may present.
         upstream_token: The upstream's own; whoever presents it may do what it allows.
-        authentication: `token`; or `none`, then everyone is a caller.
+        authentication: `token`; or `none`, then everyone is a caller who is no page in a browser: one on
+            this machine reaches what only this machine reaches, for any site that it shows.
     """
 
     def __init__(self, tokens: Sequence[str], upstream_token: str, authentication: str = "token") -> None:
-        self._stranger = Caller.CALLER if authentication == "none" else Caller.NONE
+        self._is_open = authentication == "none"
+        self._stranger = Caller.CALLER if self._is_open else Caller.NONE
         self.set_tokens(tokens, upstream_token)
 
     def __repr__(self) -> str:
@@ -64,6 +68,8 @@ class Guard:
     def check(self, target: str, headers: CIMultiDictProxy[str]) -> Caller:
         """Who sent a request, by its raw target and its headers."""
         found = self._stranger
+        if self._is_open and any(name in headers for name in _OF_BROWSERS):
+            found = Caller.NONE
         header = headers.get(hdrs.AUTHORIZATION)
         if header is not None and header[:7].lower() == _SCHEME:
             found = self._best(found, header[7:].strip(" ").encode("utf-8", "surrogateescape"))

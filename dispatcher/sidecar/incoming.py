@@ -106,7 +106,7 @@ class Incoming(web.RequestHandler):
         else:
             self._incoming = body
             self._heard_at = self._loop.time()
-            self._heard_bytes = -1
+            self._heard_bytes = body.total_bytes
             self._watch(self._heard_at + self._bounds.body_timeout)
 
     def _grow_head(self, data: bytes) -> None:

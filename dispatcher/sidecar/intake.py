@@ -19,7 +19,7 @@ from dispatcher.errors import DispatcherError
 from dispatcher.sidecar import answers
 from dispatcher.sidecar.alone import Alone
 from dispatcher.sidecar.bodies import Bodies, broken, too_large
-from dispatcher.sidecar.bulk import Bulk
+from dispatcher.sidecar.bulk import Bulk, hurry
 from dispatcher.sidecar.dialect import Dialect, Refused
 from dispatcher.sidecar.reply import Reply
 from dispatcher.sidecar.submission import Place, Submission, outcome_of, take_back
@@ -54,7 +54,8 @@ class Intake:
         self._serve = serve
         self._counters = counters
         queue, batch = dispatcher.config.queue, dispatcher.config.batch
-        self._dialect = Dialect(min(batch.max_message_bytes, batch.max_bytes))
+        within = dispatcher.config.deliver_within
+        self._dialect = Dialect(min(batch.max_message_bytes, batch.max_bytes), within)
         budget = max(queue.max_bytes, serve.max_batch_bytes)
         self._bodies = Bodies(dispatcher.engine.room, budget, serve.patience, counters)
         self._submission = submission = Submission(dispatcher, serve.patience, counters)
@@ -94,11 +95,15 @@ class Intake:
 
     async def _send_late(self, request: Request) -> Receipt:
         """The same for a body that did not come with its head."""
-        async with self._bodies.read(request, self._max_bytes) as body:
+        async with self._bodies.read(request, self._max_bytes, self._wait_of(request)) as body:
             message = self._message(request, body)
             if self._has_room(len(body)):
                 return await self._send(message)
             return await self._submission.send_patiently(message)
+
+    def _wait_of(self, request: Request) -> float | None:
+        """The caller's own patience, in seconds."""
+        return self._dialect.wait_of(request.headers.getall("Prefer", ()))
 
     def _message(self, request: Request, body: bytes) -> Message:
         if request.method != "POST":
@@ -125,7 +130,7 @@ class Intake:
             if request.method != "POST":
                 raise not_allowed()
             if route == BULK:
-                bulk = Bulk(self._dialect, self._submission, self._counters, self._serve)
+                bulk = Bulk(self._dialect, self._submission, self._bodies, self._counters, self._serve)
                 response = await bulk.run(request)
             else:
                 response = Reply(*await self._batch(request))
@@ -135,18 +140,20 @@ class Intake:
         return response
 
     async def _batch(self, request: Request) -> Answer:
-        async with self._bodies.read(request, self._serve.max_batch_bytes) as body:
+        wait = self._wait_of(request)
+        async with self._bodies.read(request, self._serve.max_batch_bytes, wait) as body:
             messages = self._dialect.read_batch(body, self._serve.max_items)
-            outcomes = await self._settled(messages)
+            hurry(messages, wait)
+            outcomes = await self._settled(messages, wait or self._serve.patience)
         for outcome in outcomes:
             if isinstance(outcome, DispatcherError):
                 self._counters.failed(outcome)
         return answers.of_batch(outcomes, time.time())
 
-    async def _settled(self, messages: list[Message | Refused]) -> list[Outcome]:
+    async def _settled(self, messages: list[Message | Refused], patience: float) -> list[Outcome]:
         """What became of each."""
         submission, places = self._submission, list[Place]()
-        until = asyncio.get_running_loop().time() + self._serve.patience
+        until = asyncio.get_running_loop().time() + min(patience, self._serve.patience)
         try:
             for number, message in enumerate(messages, 1):
                 place = submission.place_now(message)

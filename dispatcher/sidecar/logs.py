@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 import orjson
 
-from dispatcher.settings import MASK
-from dispatcher.sidecar.counters import SECRET_MIN
+from dispatcher.settings import MASK, SECRET_MIN
 
 if TYPE_CHECKING:
     from typing import TextIO

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import aiohttp
 from aiohttp import web
@@ -32,38 +32,28 @@ from dispatcher.sidecar import cancels
 from dispatcher.sidecar.cancels import ID, Cancel
 from dispatcher.sidecar.guard import Caller, is_token_key
 from dispatcher.sidecar.refusals import JSON, Refused, error_body
+from dispatcher.sidecar.relay import HOP_BY_HOP, Answer, Mask, passed
 from dispatcher.transport import KEEPALIVE_SECONDS, proxy_of, tls_context, words_of
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterable
+    from collections.abc import AsyncIterator
 
     from dispatcher.config import Config
     from dispatcher.sidecar.server import Request
     from dispatcher.sidecar.settings import ServeSettings
 
-WHOLE_BYTES: Final = 65_536
-"""An answer of a known length up to this is written with its head in one piece."""
 READ_BUFFER_BYTES: Final = 65_536
 CONNECTIONS_MAX: Final = 256
 HEAD_BYTES_MAX: Final = 65_536
-HOP_BY_HOP: Final = frozenset(
-    {
-        *("connection", "keep-alive", "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade"),
-        *("proxy-authenticate", "proxy-authorization", "proxy-authentication-info", "http2-settings"),
-    }
-)
-"""Headers of one connection, not of the message."""
 NOT_FORWARDED: Final = HOP_BY_HOP | {"authorization", "host", "expect", "cookie", "prefer"}
-NOT_RETURNED: Final = HOP_BY_HOP | {"alt-svc", "set-cookie"}
-"""`Alt-Svc` would send callers past us, to where their token is unknown."""
 OF_CALLERS: Final = frozenset(
     {
-        *("accept", "accept-encoding", "accept-language", "user-agent"),
+        *("accept", "accept-language", "user-agent"),
         *("content-type", "content-length", "content-encoding"),
     }
 )
 """Of callers who are not owners these are passed on, and `TELEMETRY`: no other header, which could make
-another request of theirs."""
+another request of theirs. Without `Accept-Encoding` the answer can be read, see `relay.Mask`."""
 TELEMETRY: Final = "upstash-telemetry-"
 _MESSAGE: Final = re.compile(rf"/v2/messages/(?!\.{{1,2}}(?:\?|$)){ID}(?P<query>\?[^#]*)?")
 """One message by an id without escapes: no path that the upstream could read as another one."""
@@ -86,7 +76,7 @@ class Proxy:
         self._origin = {"scheme": base.scheme, "host": base.raw_host or "", "port": base.port}
         self._prefix = base.raw_path.rstrip("/")
         self._env_proxy = proxy_of(base) if config.transport.trust_env else None
-        self._authorization = f"Bearer {config.token}"
+        self.set_token(config.token)
         self._session: aiohttp.ClientSession | None = None
 
     def __repr__(self) -> str:
@@ -124,6 +114,7 @@ class Proxy:
     def set_token(self, token: str) -> None:
         """Present another token from the next request on."""
         self._authorization = f"Bearer {token}"
+        self._mask = Mask(token)
 
     # ---------------------------------------------------------------------------------------------- requests
 
@@ -150,7 +141,7 @@ class Proxy:
             return _error(why.status, why.text)
         request.is_stream = True
         upload = _Upload(request, None if caller is Caller.OWNER else self._serve.max_body_bytes)
-        answer = _Answer(request)
+        answer = Answer(request, None if caller is Caller.OWNER else self._mask)
         try:
             return await self._exchange(request, headers, cancel, upload, answer)
         except (aiohttp.ClientError, OSError, ValueError) as error:
@@ -194,7 +185,7 @@ class Proxy:
         Raises:
             ValueError: One of them is no text.
         """
-        headers = _passed(request.headers, NOT_FORWARDED)
+        headers = passed(request.headers, NOT_FORWARDED)
         if caller is not Caller.OWNER:
             headers = _plain(headers)
         for name, value in headers.items():
@@ -216,7 +207,7 @@ class Proxy:
         headers: CIMultiDict[str],
         cancel: Cancel | None,
         upload: _Upload,
-        answer: _Answer,
+        answer: Answer,
     ) -> web.StreamResponse:
         assert self._session is not None, "the proxy was not started"
         target, body = cancel or (request.raw_path, upload if request.body_exists else None)
@@ -263,46 +254,6 @@ class _Upload:
         self.is_done = True
 
 
-class _Unchanged(web.StreamResponse):
-    """An answer whose headers are the upstream's: what aiohttp would add by itself is taken out again."""
-
-    async def _prepare_headers(self) -> None:  # no public place comes after aiohttp's own additions
-        had_type = "Content-Type" in self.headers
-        await super()._prepare_headers()
-        if not had_type:
-            self.headers.popall("Content-Type", None)
-
-
-class _Whole(_Unchanged, web.Response):
-    pass
-
-
-class _Answer:
-    """The upstream's answer on its way back."""
-
-    def __init__(self, request: Request) -> None:
-        self._request = request
-        self.is_begun = False
-
-    async def relay(self, response: aiohttp.ClientResponse) -> web.StreamResponse:
-        """Write the answer: whole if it is short, else piece by piece as it comes."""
-        headers = _passed(response.headers, NOT_RETURNED)
-        status, reason = response.status, _reason(response)
-        length = response.content_length
-        if self._request.method == "HEAD" or status in (204, 304) or length == 0:
-            return _Whole(status=status, reason=reason, headers=headers)
-        if length is not None and length <= WHOLE_BYTES:
-            body = await response.read()
-            return _Whole(status=status, reason=reason, headers=headers, body=body)
-        answer = _Unchanged(status=status, reason=reason, headers=headers)
-        self.is_begun = True
-        await answer.prepare(self._request)
-        async for part in response.content.iter_any():
-            await answer.write(part)
-        await answer.write_eof()
-        return answer
-
-
 def without_token(target: str) -> str:
     """The same target without the parts of its query that present a token, every other byte kept."""
     path, mark, query = target.partition("?")
@@ -313,19 +264,6 @@ def without_token(target: str) -> str:
     if len(kept) == len(parts):
         return target
     return f"{path}?{'&'.join(kept)}" if kept else path
-
-
-def _passed(headers: Any, dropped: Iterable[str]) -> CIMultiDict[str]:
-    """What is the message's own: without the hop-by-hop headers and those that `Connection` names."""
-    named = {
-        name.strip().lower() for line in headers.getall("Connection", ()) for name in line.split(",") if name
-    }
-    named -= {"content-length", "content-type", "content-encoding"}  # naming these would change the message
-    return CIMultiDict(
-        (name, value)
-        for name, value in headers.items()
-        if (lower := name.lower()) not in dropped and lower not in named
-    )
 
 
 def _plain(headers: CIMultiDict[str]) -> CIMultiDict[str]:
@@ -351,11 +289,6 @@ def _is_text(value: str) -> bool:
     except UnicodeEncodeError:  # a byte that was no UTF-8
         return False
     return True
-
-
-def _reason(response: aiohttp.ClientResponse) -> str:
-    reason = response.reason or ""
-    return reason if reason.isprintable() and reason.isascii() else ""
 
 
 def _error(status: int, text: str) -> web.Response:

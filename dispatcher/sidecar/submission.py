@@ -138,8 +138,8 @@ class Submission:
         if isinstance(message, Alone):
             self._counters.alone(message.reason)
 
-    async def put_many(self, messages: Iterable[Message], places: Window) -> None:
-        """Hand in all of them, in batches' worth; each waits for room as long as callers have patience.
+    async def put_many(self, messages: Iterable[Message], places: Window, patience: float) -> None:
+        """Hand in all of them, in batches' worth; each waits for room for the patience, in seconds.
 
         What becomes of them stands in `places`, in their order.
         """
@@ -147,7 +147,7 @@ class Submission:
         while (unplaced := self._lent.submit(source, places)) is not None:
             self._counters.waiting(1)
             try:
-                async with asyncio.timeout(self.patience):
+                async with asyncio.timeout(patience):
                     await self._lent.wait_for_room(unplaced)
             except AdmissionError as error:
                 places.append(error)
@@ -168,7 +168,8 @@ class Submission:
         Raises:
             DispatcherError: It was never taken, or not confirmed.
         """
-        delivery = await self.put(message, asyncio.get_running_loop().time() + self.patience)
+        patience = min(self.patience, message.deliver_within or self.patience)
+        delivery = await self.put(message, asyncio.get_running_loop().time() + patience)
         try:
             if delivery.outcome is None:
                 await delivery.wait()

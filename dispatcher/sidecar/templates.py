@@ -24,7 +24,10 @@ NAMES_MAX: Final = 1_024
 NOTHING: Final = 0
 OPTION: Final = 1
 IDENTITY: Final = 2
+PREFERENCE: Final = 3
+"""It says how long the caller waits."""
 _ID_NAME: Final = "upstash-deduplication-id"
+_KINDS: Final = {_ID_NAME: IDENTITY, "content-type": OPTION, "prefer": PREFERENCE}
 
 T = TypeVar("T", str, bytes)
 
@@ -39,7 +42,7 @@ class Template(Struct):
 
 
 class Kinds(dict[Any, int], Generic[T]):
-    """Headers' names, as they come, to what they say: nothing of the message, an option, its id."""
+    """Headers' names, as they come, to what they say: nothing of the message, an option, its id, a wish."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -48,8 +51,7 @@ class Kinds(dict[Any, int], Generic[T]):
 
     def __missing__(self, name: T) -> int:
         lower = (readable(name) if isinstance(name, bytes) else name).lower()
-        kind = OPTION if lower == "content-type" or lower.startswith(SERVICE_PREFIX) else NOTHING
-        kind = IDENTITY if lower == _ID_NAME else kind
+        kind = _KINDS.get(lower, OPTION if lower.startswith(SERVICE_PREFIX) else NOTHING)
         if len(self) < NAMES_MAX and len(name) < NAMES_MAX:
             self[name] = kind
             if kind == NOTHING:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import orjson
 import pytest
 
 from dispatcher.sidecar.bodies import UNKNOWN_BYTES
 from dispatcher.sidecar.settings import ServeSettings
 from dispatcher.testing import ScriptedTransport
-from tests.sidecar.support_intake import Sidecar, sidecar, until
+from tests.sidecar.support_intake import SECONDS, Sidecar, sidecar, until
 
 pytestmark = pytest.mark.anyio
 
@@ -114,3 +115,26 @@ async def test_who_hangs_up_leaves_the_line_and_its_memory() -> None:
         await last.chunk(b"x" * 140_000)
         await last.chunk(b"")
         assert (await last.answer()).status == 200
+
+
+async def test_a_line_without_an_end_is_a_body_like_others() -> None:
+    """What streams hold of such lines stays below the bound together; who would be above it gets a 429."""
+    async with sidecar(ScriptedTransport(), serve=SERVE, **SMALL) as one:
+        first, second = [await one.connect() for _ in range(2)]
+        for connection in (first, second):
+            await connection.begin("/v2/batch", [("Content-Type", "application/x-ndjson")])
+            await connection.answer_head()
+            await connection.chunk(b'{"destination":"%b","body":"' % URL.encode() + b"a" * 100_000)
+            await asyncio.sleep(0.01)
+        async with asyncio.timeout(SECONDS):
+            refused = orjson.loads(await second.answer_chunk())
+            assert (refused["status"], "no room" in refused["error"]) == (429, True)
+            await first.chunk(b'"}\n')
+            assert orjson.loads(await first.answer_chunk()) == {"messageId": "msg_1"}
+            await first.chunk(b"")
+            assert await first.answer_chunk() == b""
+        answer = await one.bulk(b'{"destination":"%b"}\n' % URL.encode())
+        assert answer.lines == [{"messageId": "msg_2"}]
+        for _ in range(2):  # and nothing stays accounted for
+            body = b'{"destination":"%b","body":"%b"}\n' % (URL.encode(), b"a" * 140_000)
+            assert list((await one.bulk(body)).lines[0]) == ["messageId"]

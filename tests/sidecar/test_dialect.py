@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from itertools import count
 from typing import Any
 from urllib.parse import quote
@@ -12,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dispatcher.core.wire import Encoder
+from dispatcher.errors import MessageInvalid
 from dispatcher.message import Message
 from dispatcher.sidecar.alone import Alone, service_keys, without_token
 from dispatcher.sidecar.dialect import (
@@ -382,7 +384,7 @@ def test_what_is_no_batch_is_refused_whole(body: bytes) -> None:
 
 def test_too_many_items_are_refused_whole() -> None:
     """Before any of them is sent; an empty batch is none to refuse."""
-    with pytest.raises(Refused, match="412: too many messages in a batch: 3, the limit is 2"):
+    with pytest.raises(Refused, match="412: too many messages in a batch: more than 2, the limit"):
         dialect().read_batch(orjson.dumps([{"destination": URL}] * 3), 2)
     assert dialect().read_batch(b"[]", 2) == []
 
@@ -473,3 +475,105 @@ def test_names_that_are_kept_are_bounded() -> None:
         assert message.options is not None
         assert name.decode() in message.options.compiled
     assert len(one._raw_kinds) <= NAMES_MAX
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "/v2/publish/..",
+        "/v2/enqueue/../keys",
+        "/v2/enqueue/%2e%2E/keys",
+        "/v2/enqueue/q/../../keys",
+        "/v2/publish/api/../../keys/rotate",
+        "/v2/publish/api/%2e%2e/%2e%2e%2fkeys",
+        "/v2/publish/api/..\\..\\keys",
+        "/v2/publish/api/..;/..;a=b/keys",
+        "/v2/publish/https://e.x/../../../keys",
+        "/v2/publish/https://e.x//////../../../keys",
+        "/v2/publish/https://e.x/a/b/../../../../../keys?upstash-delay=1s",
+    ],
+)
+def test_alone_no_destination_leads_elsewhere(target: str) -> None:
+    """With the upstream's token, a path of dots would be another request to a server that resolves them."""
+    with pytest.raises((Refused, MessageInvalid)) as caught:
+        dialect().read_publish(target, [], b"\xff")
+    assert "keys" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        f"/v2/publish/{URL}/a/../b?x=../../../../..",
+        f"/v2/publish/{URL}/..a/../b/./..",
+        "/v2/publish/https://e.x/../..",
+        "/v2/enqueue/q/api/a/..",
+    ],
+)
+def test_alone_other_dots_are_kept(target: str) -> None:
+    """Byte for byte, as long as they stay below the path of a publish."""
+    assert alone(dialect().read_publish(target, [], b"\xff")).request.target == target
+
+
+ITEMS_MAX = 100
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"[" + b"{}," * 3_000_000 + b"{}]",
+        b"[" + b"{" * 3_000_000,
+        b'[{"headers":{' + b",".join(b'"a%d":"{"' % number for number in range(200_000)) + b"}}]",
+        b'[{"body":"' + b"{" * 1_000 + b'\\"' * 1_000_000,
+        b'[{"body":"' + b"{" * 1_000_000 + b"\\",
+        b"[" + b"[{}]," * 1_000_000 + b"1]",
+    ],
+    ids=["many", "deep", "headers", "unended", "unended escape", "arrays"],
+)
+def test_a_batch_of_too_much_is_refused_before_it_takes_memory(body: bytes) -> None:
+    """Three bytes are a message; decoded they would be a hundred."""
+    one = dialect()
+    tracemalloc.start()
+    try:
+        with pytest.raises(Refused) as caught:
+            one.read_batch(body, ITEMS_MAX)
+        assert tracemalloc.get_traced_memory()[1] < 4_000_000
+    finally:
+        tracemalloc.stop()
+    assert caught.value.status in (400, 412)
+
+
+def test_a_batch_of_many_brackets_is_none_of_many_messages() -> None:
+    """They may stand in its bodies, escaped or not."""
+    text = orjson.dumps([{"a": {"b": [{}]}}] * 500).decode() + '{"{[\\"'
+    items = [{"destination": URL, "body": text, "headers": {"Upstash-Label": ["{", "[{"]}}] * ITEMS_MAX
+    read = dialect().read_batch(orjson.dumps(items), ITEMS_MAX)
+    assert len(read) == ITEMS_MAX
+    assert not any(isinstance(one, Refused) for one in read)
+    with pytest.raises(Refused, match="412"):
+        dialect().read_batch(orjson.dumps([*items, items[0]]), ITEMS_MAX)
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        b'"body":[' + b"[]," * 1_000_000 + b"1]",
+        b'"body":[' + b"".join(b"%d," % number for number in range(300_000)) + b"1]",
+        b'"headers":{' + b",".join(b'"a%d":"b"' % number for number in range(100_000)) + b"}",
+        b'"x":[' + b"[]," * 1_000_000 + b"1]",
+    ],
+    ids=["arrays", "numbers", "headers", "unknown"],
+)
+def test_what_is_no_message_takes_no_memory(part: bytes) -> None:
+    """Its neighbours are read; it alone is refused, if what it has is wrong, and nothing of it is kept."""
+    item = b'{"destination":"%b",%b}' % (URL.encode(), part)
+    one = dialect()
+    tracemalloc.start()
+    try:
+        batch = one.read_batch(b'[{"destination":"%b"},%b]' % (URL.encode(), item), ITEMS_MAX)
+        lines = one.read_lines([item])
+        assert tracemalloc.get_traced_memory()[1] < 3 * len(item) + 100_000
+    finally:
+        tracemalloc.stop()
+    assert isinstance(batch[0], Message)
+    for read in (batch[1], lines[0]):
+        assert isinstance(read, Message if part.startswith(b'"x"') else Refused)

@@ -91,6 +91,18 @@ def test_without_authentication() -> None:
     assert guard.check("/x", headers(f"Bearer {OWN}")) is Caller.OWNER
 
 
+@pytest.mark.parametrize("name", ["Origin", "sec-fetch-site"])
+def test_without_authentication_pages_in_a_browser_are_strangers(name: str) -> None:
+    """Any site could have the browser of this machine publish; with a token it may."""
+    guard = Guard(("one",), OWN, "none")
+    page = {name: "null"}
+    for extra, caller in (({}, Caller.NONE), ({"Authorization": "Bearer one"}, Caller.CALLER)):
+        assert guard.check("/x", CIMultiDictProxy(CIMultiDict(page | extra))) is caller
+    assert guard.check("/x?qstash_token=one", CIMultiDictProxy(CIMultiDict(page))) is Caller.CALLER
+    assert guard.check("/x", CIMultiDictProxy(CIMultiDict({"Sec-Fetch-Mode": "cors"}))) is Caller.CALLER
+    assert Guard(("one",), OWN).check("/x", CIMultiDictProxy(CIMultiDict(page))) is Caller.NONE
+
+
 def test_other_tokens_from_now_on() -> None:
     """After a reload the old ones count no more."""
     guard = Guard(("one",), OWN)

@@ -12,7 +12,7 @@ import pytest
 from dispatcher import Config
 from dispatcher.sidecar.proxy import Proxy
 from dispatcher.sidecar.settings import ServeSettings
-from tests.sidecar.support_proxy import MEGABYTE, OK, OWN, proxied, request
+from tests.sidecar.support_proxy import MEGABYTE, OK, OWN, THEIRS, proxied, request
 from tests.sidecar.support_raw import FakeUpstream, body_of, canned
 
 if TYPE_CHECKING:
@@ -350,3 +350,32 @@ def test_its_repr() -> None:
     """No token in it."""
     proxy = Proxy(Config(token=OWN, url="https://example.com/base"), ServeSettings())
     assert repr(proxy) == "<Proxy to https://example.com/base, all>"
+
+
+@pytest.mark.parametrize("size", [0, 1, 70_000])
+@pytest.mark.parametrize("framing", ["length", "chunks", "bytes"])
+async def test_a_caller_never_learns_the_upstream_s_token(size: int, framing: str) -> None:
+    """Should an answer quote it, whole or in pieces, in a header too; an owner knows it anyway."""
+    quoted = (
+        b"a" * size + OWN.encode() + b"-" + OWN[:-1].encode() + b"-" + 2 * OWN.encode() + OWN[:3].encode()
+    )
+    head = f"HTTP/1.1 200 OK\r\nX-Echo: Bearer {OWN}\r\n".encode()
+    step = {"length": len(quoted), "chunks": 5, "bytes": 1}[framing] if size < 100 else 30_000
+    parts = [quoted[at : at + step] for at in range(0, len(quoted), step)]
+    if framing == "length":
+        pieces = [head + b"Content-Length: %d\r\n\r\n" % len(quoted), *parts]
+    else:
+        chunks = [b"%x\r\n%b\r\n" % (len(part), part) for part in parts]
+        pieces = [head + b"Transfer-Encoding: chunked\r\n\r\n", *chunks, b"0\r\n\r\n"]
+
+    async def reply(_: FakeUpstream, connection: RawClient, head: bytes) -> None:
+        for piece in pieces:
+            connection.send(piece)
+            await asyncio.sleep(0)
+
+    async with FakeUpstream(reply) as upstream, proxied(upstream.url) as sidecar:
+        stars = b"*" * len(OWN)
+        answer = await sidecar.call("/v2/messages/m", token=THEIRS)
+        assert answer.body == quoted.replace(OWN.encode(), stars)
+        assert answer.header("x-echo") == f"Bearer {stars.decode()}"
+        assert (await sidecar.call("/v2/messages/m")).body == quoted
