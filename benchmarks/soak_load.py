@@ -143,6 +143,7 @@ class Load:
         self._random = random.Random(seed)
         self._loop = asyncio.get_running_loop()
         self._idle: list[Caller] = []
+        self._callers: set[Caller] = set()
         self._waiting: deque[tuple[Ask, float]] = deque()
         self._after: Callable[[], None] = self._serve
         self.connections = 0
@@ -186,7 +187,18 @@ class Load:
         return rate
 
     async def settle(self, seconds: float) -> None:
-        """Wait for every answer, then close every connection."""
+        """Wait for every answer, then close every connection; what takes longer is cut off, and told."""
+        try:
+            await self._settled(seconds)
+        except TimeoutError:
+            self.complain(
+                f"{len(self._waiting)} requests were not even sent {seconds:g} s after the last was due"
+            )
+            self._waiting.clear()
+            for caller in list(self._callers):
+                caller.transport.abort()
+
+    async def _settled(self, seconds: float) -> None:
         async with asyncio.timeout(seconds):
             while self._waiting or self._opening or len(self._idle) < self.connections:
                 self._serve()
@@ -219,6 +231,7 @@ class Load:
         finally:
             self._opening -= 1
         self.connections += 1
+        self._callers.add(caller)
         self._idle.append(caller)
         self._serve()
 
@@ -250,6 +263,7 @@ class Load:
     def ended(self, caller: Caller) -> None:
         """A connection is over."""
         self.connections -= 1
+        self._callers.discard(caller)
         if caller in self._idle:
             self._idle.remove(caller)
         if caller.ask is not None:

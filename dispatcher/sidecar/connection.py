@@ -44,8 +44,8 @@ class Connection(Incoming):
     """A connection under the bounds of `ServeSettings`."""
 
     __slots__ = (
-        *("_answer_timer", "_due", "_is_ended", "_is_lingering", "_is_open", "_progress", "_server"),
-        *("handler_task", "is_overdue", "request"),
+        *("_answer_timer", "_answered", "_closes_after", "_due", "_is_ended", "_is_lingering", "_is_open"),
+        *("_progress", "_server", "handler_task", "is_overdue", "request"),
     )
 
     def __init__(self, server: Server, **settings: Any) -> None:
@@ -63,27 +63,70 @@ class Connection(Incoming):
         self._is_ended = False
         """The caller has closed its side."""
         self._is_lingering = False
+        self._closes_after = False
+        """Close it once the answer that is due is written."""
+        self._answered: asyncio.Event | None = None
+        """Set then, if somebody waits for it."""
 
     # ------------------------------------------------------------------------------------------ coming, going
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Serve it, or turn it away when there are too many."""
-        # (uvloop's transports are none of asyncio's classes.)
-        if not self._server.admit(cast("asyncio.Transport", transport)):
-            self.is_deaf = True
-            return
+        """Serve it now or later, or turn it away when there are too many."""
+        self.is_deaf = True
+        way = cast("asyncio.Transport", transport)  # (uvloop's are none of asyncio's classes)
+        if self._server.admit(self, way):
+            self.enter(way)
+
+    def enter(self, transport: asyncio.Transport, early: bytes = b"") -> None:
+        """There is a place for it; it has sent this already."""
+        self.is_deaf = False
         self._is_open = True
         super().connection_made(transport)
+        if early:
+            self.data_received(early)
+
+    def _overhear(self, data: bytes) -> None:
+        if not self._is_open:
+            self._server.hear(self, data)
 
     def connection_lost(self, exc: BaseException | None) -> None:
         """Forget it; aiohttp cancels the handler."""
         if self._is_open:
             self._is_open = False
             self._server.release()
+        else:
+            self._server.leave(self)
         if self._answer_timer is not None:
             self._answer_timer.cancel()
             self._answer_timer = None
+        if self._answered is not None:
+            self._answered.set()
         super().connection_lost(exc)
+
+    @property
+    def is_idle(self) -> bool:
+        """It was answered, nothing is due, and nothing of another request is there."""
+        is_free = self.request is None and not self._messages and not self._head_size
+        return is_free and self._counted > 0 and not self._is_ended
+
+    def close(self) -> None:
+        """Close it, after the answer that is due and the rest of the body that it answers.
+
+        (aiohttp's throws away whatever comes from now on: a stream under way would never see its end.)
+        """
+        if self.request is not None and self.has_more_body:
+            self._closes_after = True
+        else:
+            super().close()
+
+    async def shutdown(self, timeout: float | None = 15.0) -> None:
+        """End it; the rest of a body under way is still read, for as long, so that its answer has an end."""
+        if self._closes_after and self.request is not None:
+            self._answered = asyncio.Event()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(timeout):
+                    await self._answered.wait()
+        await super().shutdown(timeout)
 
     def force_close(self) -> None:
         """Close it, also where the caller does not read what is still to be written."""
@@ -109,7 +152,7 @@ class Connection(Incoming):
         Returns:
             Whether our side stays open.
         """
-        if self._is_lingering:
+        if self._is_lingering or not self._is_open:
             return False
         self._is_ended = True
         if self.request is None and not self._messages:
@@ -173,7 +216,8 @@ class Connection(Incoming):
     ) -> tuple[web.StreamResponse, bool]:
         """Write the answer; after a refusal, close in a way that lets the caller read it."""
         self.handler_task = None
-        is_last = (self.is_deaf and not self._messages) or cast("Request", request).has_more_body
+        is_over = self._closes_after or (self.is_deaf and not self._messages)
+        is_last = is_over or cast("Request", request).has_more_body
         if is_last and not resp.prepared:
             resp.force_close()
         outcome = await super().finish_response(request, resp, start_time)
@@ -181,7 +225,9 @@ class Connection(Incoming):
             self._server.counters.request("refused", outcome[0].status)
             await self._linger()
         self.request = None
-        if self._is_ended and not self._messages:
+        if self._answered is not None:
+            self._answered.set()
+        if self._closes_after or (self._is_ended and not self._messages):
             self.close()
         if not outcome[0].keep_alive and self.transport is not None:
             self._bury(self.transport)

@@ -144,7 +144,7 @@ class Daemon:
         for address in self._intake.addresses:
             if not _is_here(address):
                 logger.warning("others reach %s: tokens travel there unencrypted", address)
-        wanted = self._config.serve.max_connections + OWN_DESCRIPTORS
+        wanted = 2 * self._config.serve.max_connections + OWN_DESCRIPTORS  # as many more may wait
         allowed = _raise_descriptors(wanted)
         if allowed < wanted:
             logger.warning("%d connections need %d descriptors; %d are allowed (ulimit -n)",

@@ -65,6 +65,7 @@ class Incoming(web.RequestHandler):
     def data_received(self, data: bytes) -> None:
         """Parse it, and note what it left incomplete."""
         if self.is_deaf:
+            self._overhear(data)
             return
         super().data_received(data)
         if self._request_count != self._counted:
@@ -159,6 +160,9 @@ class Incoming(web.RequestHandler):
         else:
             return
         self._watch(due)
+
+    def _overhear(self, data: bytes) -> None:
+        """Something came that is thrown away."""
 
     def _stop_body(self, status: int, text: str) -> None:
         """Nothing more of this connection can be read; who reads the body learns why."""

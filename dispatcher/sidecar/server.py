@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 from aiohttp import hdrs, web
 from aiohttp.http import HttpVersion, HttpVersion10, HttpVersion11
 
-from dispatcher.sidecar.connection import CONTINUE, LINGER_SECONDS, Connection
+from dispatcher.sidecar.connection import CONTINUE, Connection
+from dispatcher.sidecar.crowd import Crowd
 from dispatcher.sidecar.incoming import FIELDS_MAX, measured
-from dispatcher.sidecar.refusals import Refusal, Refused, raw_refusal, screen
+from dispatcher.sidecar.refusals import Refusal, Refused, screen
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -32,8 +33,6 @@ UNREAD_SECONDS: Final = 2.0
 """How long the rest of a body is thrown away after an answer that did not wait for it."""
 UNREADABLE: Final = "UNKNOWN"
 """The method that aiohttp gives a request that it could not parse; no request that it can parse has it."""
-TURNED_AWAY_MAX: Final = 64
-"""Callers above the bound on connections that are told so at once; more are reset."""
 LOGGER: Final = logging.getLogger("dispatcher.sidecar")
 
 
@@ -145,9 +144,8 @@ class Server(web.Server):
         )
         self.serve = serve
         self.counters = counters
-        self.opened = 0
-        """Connections that are served now."""
-        self._turned_away = 0
+        self._crowd = Crowd(serve, counters, self._loop)
+        self.release, self.leave, self.hear = self._crowd.release, self._crowd.leave, self._crowd.hear
         self._handler = handler
 
     def __call__(self) -> Connection:
@@ -156,32 +154,29 @@ class Server(web.Server):
 
     # ------------------------------------------------------------------------------------------- connections
 
-    def admit(self, transport: asyncio.Transport) -> bool:
-        """Count a new connection; one too many is told so and closed."""
-        if self.opened < self.serve.max_connections:
-            self.opened += 1
-            self.counters.connection(1)
-            return True
-        self.counters.request("refused", 503)
-        if self._turned_away >= TURNED_AWAY_MAX:
-            transport.abort()
-            return False
-        self._turned_away += 1
-        bound = self.serve.max_connections
-        transport.write(raw_refusal(503, f"there are {bound} connections already, the most that are served"))
-        if transport.can_write_eof():
-            transport.write_eof()
-        self._loop.call_later(LINGER_SECONDS, self._drop, transport)
-        return False
+    def admit(self, connection: Connection, transport: asyncio.Transport) -> bool:
+        """Serve a new connection now; else it waits for a place, for which one that is idle is closed."""
+        is_admitted = self._crowd.admit(connection, transport)
+        if self._crowd.waits and not is_admitted:
+            self._close_an_idle_one()
+        return is_admitted
 
-    def release(self) -> None:
-        """A connection that was admitted has ended."""
-        self.opened -= 1
-        self.counters.connection(-1)
+    @property
+    def opened(self) -> int:
+        """Connections that are served now."""
+        return self._crowd.opened
 
-    def _drop(self, transport: asyncio.Transport) -> None:
-        self._turned_away -= 1
-        transport.abort()
+    def pre_shutdown(self) -> None:
+        """Serve nobody new, and close what is idle."""
+        self._crowd.dismiss()
+        super().pre_shutdown()
+
+    def _close_an_idle_one(self) -> None:
+        for one in self.connections:
+            assert isinstance(one, Connection)
+            if one.is_idle:
+                one.force_close()
+                return
 
     # ---------------------------------------------------------------------------------------------- requests
 
@@ -222,8 +217,9 @@ class Server(web.Server):
                 raise
             connection.handler_task.uncancel()
             return self._refuse(request, Refused(504, f"no answer within {self.serve.request_timeout:g} s"))
-        if request.awaits_continue or message.upgrade:
-            response.force_close()  # what follows on this connection would be read as what it is not
+        if request.awaits_continue or message.upgrade or self._crowd.waits:
+            # What follows on this connection would be read as what it is not; or others wait for its place.
+            response.force_close()
         return response
 
     def _refuse(self, request: Request, refused: Refused) -> Refusal:

@@ -96,11 +96,11 @@ class ServeSettings:
     )
     max_connections: int = setting(
         1_024,
-        meaning="Connections to the intake at once; more are told 503 and closed.",
+        meaning="Connections to the intake at once; as many more wait, those above are told 503.",
         unit="connections",
         minimum=1,
         maximum=1_000_000,
-        advice="Each needs a descriptor: see `ulimit -n`.",
+        advice="They wait for `serve.patience` at most. Each needs a descriptor: see `ulimit -n`.",
     )
     max_head_bytes: int = setting(
         65_536,

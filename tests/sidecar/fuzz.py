@@ -76,6 +76,11 @@ class Run:
     def __post_init__(self) -> None:
         self.ledger = Ledger(self.stage.accepted)
 
+    @property
+    def is_clean(self) -> bool:
+        """Nothing was found so far."""
+        return self.found is None
+
     def round(self, number: int, examples: int) -> None:
         """So many scripts, of this seed; what is found stands in `found`."""
 
@@ -227,9 +232,10 @@ def fuzz(
     with staged(command) as stage:
         run = Run(stage, hang, shrink)
         run.round(number, EXAMPLES_MIN)
-        stage.settle()
+        if run.is_clean:
+            stage.settle()
         descriptors, rounds = stage.descriptors(), 0
-        while run.found is None and run.requests < requests:
+        while run.is_clean and run.requests < requests:
             rounds += 1
             stage.set_faults("" if rounds % FAULTY_EVERY else FAULTS, number + rounds)
             run.round(number + rounds, max(EXAMPLES_MIN, min(EXAMPLES, requests // 60)))

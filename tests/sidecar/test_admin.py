@@ -311,13 +311,16 @@ async def test_connections_are_bounded() -> None:
     """One too many is told so and closed; when another has gone, there is room again."""
     request = b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n"
     async with idle() as one:
-        one.admin._server.serve = replace(BOUNDS, max_connections=2)
+        one.admin._server._crowd.serve = replace(BOUNDS, max_connections=2, patience=0.1)
         kept = []
         for _ in range(2):
             reader, writer = await asyncio.open_connection("127.0.0.1", one.port)
             writer.write(request)
             assert (await reader.readuntil(b"alive\n")).startswith(b"HTTP/1.1 200 ")
+            writer.write(b"GET")  # it is not idle, so it has to make no place
+            await writer.drain()
             kept.append(writer)
+        await asyncio.sleep(0)
         answer = await one.raw(request)
         assert answer.startswith(b"HTTP/1.1 503 ")
         assert b"there are 2 connections already" in answer

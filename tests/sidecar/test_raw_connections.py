@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from aiohttp import web
 
+from dispatcher.sidecar.crowd import TURNED_AWAY_MAX
 from dispatcher.sidecar.guard import make_server
-from dispatcher.sidecar.server import TURNED_AWAY_MAX
 from dispatcher.sidecar.settings import ServeSettings
 from tests.sidecar.support_raw import CHUNKED, POST, SECRET, RawClient, echo, post, served
 
@@ -28,8 +28,36 @@ def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, Any]]:
     return "asyncio", {"use_uvloop": request.param == "uvloop"}
 
 
-async def test_the_bound_on_connections() -> None:
-    """One too many is told so; when another has gone there is room again."""
+async def test_one_too_many_waits_and_then_is_told() -> None:
+    """While all that are served are busy, for as long as callers have patience; its request is not lost."""
+    busy = asyncio.Event()
+
+    async def handler(request: Request) -> web.Response:
+        await busy.wait()
+        return web.Response(body=await request.read())
+
+    async with served(handler, max_connections=2, patience=0.3) as server:
+        clients = [await server.connect() for _ in range(2)]
+        for client in clients:
+            client.send(post(body=b"first"))
+        await server.until(lambda: server.server.opened == 2)
+        late = await server.connect()
+        late.send(post(body=b"late"))
+        answer = await late.answer()
+        assert (answer.status, answer.header("retry-after")) == (503, "1")
+        assert "2 connections" in answer.error
+        assert await late.ended() == b""
+        assert server.counters.connections_now == 2
+        patient = await server.connect()
+        patient.send(post(body=b"patient"))
+        await server.until(lambda: server.server._crowd.waits)
+        busy.set()
+        assert [(await client.answer()).body for client in clients] == [b"first"] * 2
+        assert (await patient.answer()).body == b"patient"
+
+
+async def test_who_is_idle_makes_place() -> None:
+    """A connection that only waits for its next request is closed for one that has come."""
     async with served(echo, max_connections=3) as server:
         clients = [await server.connect() for _ in range(3)]
         for client in clients:
@@ -37,27 +65,50 @@ async def test_the_bound_on_connections() -> None:
             assert (await client.answer()).status == 200
         late = await server.connect()
         late.send(post())
-        answer = await late.answer()
-        assert answer.status == 503
-        assert answer.header("retry-after") == "1"
-        assert "3 connections" in answer.error
-        assert await late.ended() == b""
-        assert server.counters.connections_now == 3
-        clients[0].close()
-        await server.until(lambda: server.server.opened == 2)
-        assert (await server.ask(post())).status == 200
+        assert (await late.answer()).status == 200
+        assert server.server.opened == 3
+        assert await clients[0].ended() == b""
+
+
+async def test_a_crowd_is_served_one_after_the_other() -> None:
+    """Callers of one server with half as many places, all at once: nobody is refused."""
+    async with served(echo, max_connections=20) as server:
+        clients = await asyncio.gather(*(server.connect() for _ in range(40)))
+        for number, client in enumerate(clients):
+            client.send(post(body=b"%d" % number))
+        answers = [await client.answer() for client in clients]
+        assert [answer.status for answer in answers] == [200] * 40
+
+
+async def test_who_gives_up_while_it_waits_is_forgotten() -> None:
+    """Its place in the line is another's."""
+    async with served(echo, max_connections=1) as server:
+        first = await server.connect()
+        first.send(b"POST / HTTP/1.1\r\n")
+        await server.until(lambda: server.server.opened == 1)
+        gone = await server.connect()
+        await server.until(lambda: server.server._crowd.waits)
+        gone.reset()
+        await server.until(lambda: not server.server._crowd.waits)
+        late = await server.connect()
+        late.send(post())
+        await server.until(lambda: server.server._crowd.waits)
+        first.reset()
+        assert (await late.answer()).status == 200
 
 
 async def test_a_flood_of_connections_costs_no_descriptors() -> None:
-    """Those who are told so are few; the others are reset at once."""
+    """Few wait, those who are told that it is too much are few, and the others are reset at once."""
     async with served(echo, max_connections=1) as server:
         first = await server.connect()
+        first.send(b"POST / HTTP/1.1\r\n")  # it has begun a request, so it is not idle
         await server.until(lambda: server.server.opened == 1)
-        flood = await asyncio.gather(*(server.connect() for _ in range(TURNED_AWAY_MAX + 50)))
-        said = await asyncio.gather(*(one.ended() for one in flood))
+        flood = await asyncio.gather(*(server.connect() for _ in range(TURNED_AWAY_MAX + 51)))
+        await server.until(lambda: server.server._crowd.waits)
+        said = await asyncio.gather(*(one.ended() for one in flood[1:]))
         assert sum(b" 503 " in one for one in said) <= TURNED_AWAY_MAX
         assert sum(one == b"" for one in said) >= 50
-        first.send(post())
+        first.send(b"Host: sidecar\r\nContent-Length: 0\r\n\r\n")
         assert (await first.answer()).status == 200
 
 
