@@ -2,7 +2,7 @@
 
 Several callers append groups while one claims and settles, on a real disk. CPU microseconds a message, of the
 loop's thread and of the store's; the longest time that the loop was kept from a task that is ready; commits a
-second. The loop's own share holds making the records and receipts.
+second. The records are there before; the loop's share holds making the receipts.
 
     python -m benchmarks.outbox_store [--messages 100000] [--directory .] [--waiting 1000000]
 """
@@ -71,10 +71,12 @@ async def measure(directory: Path, messages: int, group: int, synchronous: Synch
     """Through append, claim and settle."""
     store = SQLiteStore(directory / f"{group}-{synchronous}.db", synchronous=synchronous)
     await store.open()
+    now = time.time()
+    batches = [made(range(first, first + group), now) for first in range(0, messages // group * group, group)]
+    shares = [batches[caller::CALLERS] for caller in range(CALLERS)]
     watch = Watch()
     wall, cpu, own = time.perf_counter(), time.process_time(), time.thread_time()
-    shares = [range(caller, messages // group, CALLERS) for caller in range(CALLERS)]
-    await asyncio.gather(*(produce(store, share, group) for share in shares), consume(store, messages))
+    await asyncio.gather(*(produce(store, share) for share in shares), consume(store, len(batches) * group))
     wall, cpu, own = time.perf_counter() - wall, time.process_time() - cpu, time.thread_time() - own
     blocked, commits = watch.stop(), store.status().commits
     await store.aclose()
@@ -82,14 +84,15 @@ async def measure(directory: Path, messages: int, group: int, synchronous: Synch
     return Figures(messages / wall, commits / wall, own * micro, (cpu - own) * micro, blocked * 1000)
 
 
-async def produce(store: SQLiteStore, batches: range, group: int) -> None:
+def made(numbers: range, now: float) -> list[Record]:
+    """Messages as an outbox makes them."""
+    return [Record(f"out_{number:032x}", DATA, None, now) for number in numbers]
+
+
+async def produce(store: SQLiteStore, batches: Sequence[list[Record]]) -> None:
     """One caller."""
-    now = time.time()
     for batch in batches:
-        first = batch * group
-        await store.append(
-            [Record(f"out_{number:032x}", DATA, None, now) for number in range(first, first + group)]
-        )
+        await store.append(batch)
 
 
 async def consume(store: SQLiteStore, messages: int) -> None:
@@ -113,7 +116,7 @@ async def wait_in_line(directory: Path, messages: int) -> str:
     await store.open()
     tracemalloc.start()
     for first in range(0, messages, 1000):
-        await produce(store, range(first // 1000, first // 1000 + 1), 1000)
+        await store.append(made(range(first, first + 1000), 0.0))
     used = tracemalloc.get_traced_memory()[0]
     tracemalloc.stop()
     await store.aclose()

@@ -98,13 +98,14 @@ class Dispatcher:
             self._admit,
             self._refused,
         )
-        self._intake = Intake(
+        self.intake = Intake(
             self._make,
             self._admit,
             self._submission.submit,
             self._wait_for_room,
             self.config.batch.max_messages,
         )
+        """The steps of `put`, taken apart, for programs that hand in many messages in a way of their own."""
         # Looked up once, not for each message:
         self._keep = self._pump.admission.admitted.append
         self._deliver_within = self.config.deliver_within
@@ -281,13 +282,13 @@ class Dispatcher:
         self, messages: Iterable[Message] | AsyncIterable[Message]
     ) -> list[Receipt | DispatcherError]:
         """Send all of them; what became of each, in their order. Raises only what the iterable raises."""
-        return await send_many(self._intake, messages)
+        return await send_many(self.intake, messages)
 
     def stream(
         self, messages: Iterable[Message] | AsyncIterable[Message], *, window: int = 10_000
     ) -> AsyncIterator[Receipt | DispatcherError]:
         """The same for any number in bounded memory: outcomes in order, at most `window` unread ones."""
-        return stream(self._intake, messages, window)
+        return stream(self.intake, messages, window)
 
     async def flush(self) -> None:
         """Send what was handed in so far without waiting for company; returns when all of it has settled."""

@@ -45,7 +45,7 @@ class Submission:
         """For a message that `has_room`: its receipt, or its error."""
         self.patience = patience
         self._dispatcher = dispatcher
-        self._lent = dispatcher._intake  # noqa: SLF001 - the steps of `put`, as its own streams have them
+        self._lent = dispatcher.intake
         self._room = dispatcher.engine.room
         self._gate = dispatcher.engine.gate
         self._counters = counters

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any, cast
+
 import pytest
 
 from dispatcher.sidecar.app import route_of
+from dispatcher.sidecar.connection import Connection
 from dispatcher.testing import ScriptedTransport, local_upstream
 from tests.sidecar.support_intake import CALLER, TOKEN, sidecar
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 pytestmark = pytest.mark.anyio
 
@@ -37,6 +43,53 @@ STRANGER = ("Authorization", "Bearer nobody")
 async def test_routes(target: str, content_type: str, route: str) -> None:
     """By the raw path alone."""
     assert route_of(target, content_type) == route
+
+
+class Counting:
+    """A transport that counts what is written to it."""
+
+    def __init__(self, transport: Any, writes: list[bytes]) -> None:
+        self._transport = transport
+        self._writes = writes
+
+    def write(self, data: bytes) -> None:
+        """Note it, and pass it on."""
+        self._writes.append(bytes(data))
+        self._transport.write(data)
+
+    def writelines(self, pieces: Iterable[bytes]) -> None:
+        """One system call, or none."""
+        self.write(b"".join(pieces))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+
+async def test_head_and_body_are_one_write(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever is answered whole: two would be two packets, and wait for each other."""
+    writes: list[bytes] = []
+    enter = Connection.enter
+    monkeypatch.setattr(
+        Connection,
+        "enter",
+        lambda self, transport, early=b"": enter(self, cast("Any", Counting(transport, writes)), early),
+    )
+    async with local_upstream(token=TOKEN) as upstream, sidecar(url=upstream.url) as one:
+        for target, body, headers, status in (
+            (f"/v2/publish/{URL}", b"x", [], 200),
+            (f"/v2/publish/{URL}", b"\xff", [], 200),
+            (f"/v2/enqueue/q/{URL}", b"x", [], 200),
+            ("/v2/publish/nowhere/at/all", b"x", [], 400),
+            ("/v2/batch", b'[{"destination":"https://example.com/hook"}]', [], 200),
+            (f"/v2/publish/{URL}", b"x", [STRANGER], 401),
+            (f"/v2/publish/{URL}", b"x", [("Expect", "miracles")], 417),
+            ("/v2/messages/msg_1", b"", [], 404),
+        ):
+            writes.clear()
+            method = "GET" if "messages" in target else "POST"
+            answer = await one.ask(target, body, headers, method)
+            assert answer.status == status, (target, answer)
+            assert len(writes) == 1, (target, writes)
 
 
 async def test_nobody_publishes_without_a_token() -> None:
