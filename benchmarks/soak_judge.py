@@ -21,6 +21,9 @@ SETTLED_SHARE = 0.1
 """Of the second half, at both of its ends, goes into what it grew from and to."""
 
 
+BACKLOG_SECONDS = 0.25
+
+
 class Sample(Struct, frozen=True):
     """The sidecar at one instant under load."""
 
@@ -67,7 +70,10 @@ class Bounds(Struct, frozen=True):
     kept_descriptors: int = 8
     """More of them after the load than before it."""
     answered: float = 0.97
-    """Share of what was due that was answered in time: less was no such load."""
+    """Share of what was due that was answered at all."""
+    backlog: float = 0.02
+    """Share of the samples in which half of the requests waited for longer than `BACKLOG_SECONDS`: more, and
+    the load was above what the machine had left, whatever it was to be."""
 
 
 class Finding(Struct, frozen=True):
@@ -104,6 +110,7 @@ def judge(samples: Sequence[Sample], totals: Totals, bounds: Bounds) -> list[Fin
     kept = totals.idle_descriptors_after - totals.idle_descriptors_before
     missing = totals.confirmed_messages - totals.upstream_messages
     invented = totals.upstream_messages - totals.confirmed_messages - totals.hung_up_messages
+    late = sum(one.p50 > BACKLOG_SECONDS for one in samples) / len(samples) if samples else 0.0
     share = (totals.answered + totals.hung_up) / totals.wanted if totals.wanted else 0.0
     return [
         _at_most("memory MB/min", per_minute, bounds.slope_mb),
@@ -114,6 +121,7 @@ def judge(samples: Sequence[Sample], totals: Totals, bounds: Bounds) -> list[Fin
         _at_most("messages lost", max(0, missing), 0),
         _at_most("messages nobody sent", max(0, invented), 0),
         Finding("share answered", share, bounds.answered, share >= bounds.answered),
+        _at_most("samples with a backlog", late, bounds.backlog),
         _at_most("exit code", abs(totals.exit_code), 0),
     ]
 

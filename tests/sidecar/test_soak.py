@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-LOOSE = Bounds(slope_mb=60.0, growth=0.3, descriptors=120.0, answered=0.9)
+LOOSE = Bounds(slope_mb=60.0, growth=0.3, descriptors=120.0, answered=0.9, backlog=1.0)
 """For a time in which caches still fill, on a machine that does other things too."""
 GOOD = Totals(1000, 990, 10, 0, 5000, 20, 5005, 30, 31, 0)
 
@@ -74,6 +74,12 @@ def test_a_leak_is_found(samples: Callable[[], list[Sample]], name: str) -> None
 def test_what_went_wrong_is_found(changed: dict[str, Any], name: str) -> None:
     """One at a time."""
     assert missed(series(), replace(GOOD, **changed)) == [name]
+
+
+def test_a_load_that_was_too_much_is_found() -> None:
+    """On a machine with other work: then nothing else that is said of it counts."""
+    samples = [replace(one, p50=3.0) if number % 20 == 0 else one for number, one in enumerate(series())]
+    assert missed(samples) == ["samples with a backlog"]
 
 
 def test_the_slope_is_robust() -> None:
