@@ -100,6 +100,8 @@ class Relay:
         """Those of them that the store knows of."""
         self._watched: dict[str, Stored] = {}
         self._unsettled: list[Settlement] = []
+        self._unread: dict[str, Receipt | DispatcherError] = {}
+        """Outcomes that the store may not know yet, of messages that nobody watches."""
         self._has_unsettled = asyncio.Event()
         self._is_over = False
         """Nothing more will come to be settled."""
@@ -126,6 +128,7 @@ class Relay:
             async with asyncio.timeout_at(ends_at):
                 while self._out:
                     await self._changed()
+        self._leave()
         self._is_over = True
         self._has_unsettled.set()
         await asyncio.wait([self._settling], timeout=max(LOOK_AGAIN, ends_at - loop.time()))
@@ -136,6 +139,15 @@ class Relay:
         for stored in self._watched.values():
             stored.tell(closed)
         self._watched.clear()
+
+    def _leave(self) -> None:
+        """What left and was not answered may have been taken: who opens the store next sends it again."""
+        now, at = time.time(), asyncio.get_running_loop().time()
+        for relayed in self._out.values():
+            claim, began = relayed.claim, now - (at - relayed.admitted_at)
+            since = began if claim.sent_since is None else claim.sent_since
+            self._tell([Returned(claim.position, 0.0, claim.attempts, since)])
+        self._out.clear()
 
     async def _changed(self) -> None:
         """Something has settled."""
@@ -239,7 +251,8 @@ class Relay:
         settlements: list[Settlement] = []
         for relayed in settled:
             claim, outcome = relayed.claim, relayed.outcome
-            del self._out[claim.record.id]
+            if self._out.pop(claim.record.id, None) is None:
+                continue  # left behind as the outbox was closed
             if isinstance(outcome, Receipt):
                 settlement = delivered(claim, outcome, now, is_idempotent=relayed.idempotent)
                 self.duplicates_possible += settlement.receipt.duplicate_possible
@@ -297,7 +310,7 @@ class Relay:
             await self._has_unsettled.wait()
             self._has_unsettled.clear()
             told, self._unsettled = self._unsettled, []
-            held_back = set(self._due)
+            held_back, unread = set(self._due), list(self._unread)
             if not told:
                 continue
             try:
@@ -309,6 +322,8 @@ class Relay:
                 await asyncio.sleep(LOOK_AGAIN)
             else:
                 self._known |= held_back
+                for message_id in unread:
+                    del self._unread[message_id]
 
     # ------------------------------------------------------------------------------------------ watching
 
@@ -324,9 +339,12 @@ class Relay:
         """Return once its outcome is known here."""
         if stored.id not in self._watched:
             self.watch(stored)
-            found = await self._store.find(stored.id)
-            outcome: Receipt | DispatcherError | None
-            outcome = OutboxError("nothing is known of it any more") if found is None else outcome_of(found)
+            outcome = self._unread.get(stored.id)
+            if outcome is None:
+                found = await self._store.find(stored.id)
+                outcome = (
+                    OutboxError("nothing is known of it any more") if found is None else outcome_of(found)
+                )
             if outcome is not None and stored.outcome is None:
                 self.forget(stored)
                 stored.tell(outcome)
@@ -337,6 +355,8 @@ class Relay:
         stored = self._watched.pop(claim.record.id, None)
         if stored is not None:
             stored.tell(outcome)
+        else:
+            self._unread[claim.record.id] = outcome
 
     async def cancel(self, message_id: str) -> bool:
         """Take a message back that has not left."""
