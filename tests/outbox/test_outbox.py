@@ -210,7 +210,7 @@ async def test_a_queue_keeps_its_order_through_returns(seed: int, monkeypatch: p
 
     def service(items: list[dict[str, Any]]) -> Reply | Failure:
         if rng.random() < 0.5:
-            return Failure("connect", "refused", "not_sent")
+            return Failure("disconnect", "reset", "unknown")  # (refused connections would be an outage)
         taken.extend(item["body"] for item in items)
         return Reply(200, orjson.dumps([{"messageId": f"msg_{item['body']}"} for item in items]))
 
