@@ -12,7 +12,7 @@ import time
 from copy import copy
 from typing import TYPE_CHECKING, Literal, Self
 
-from dispatcher.core.wire import Encoder
+from dispatcher.core.wire import Encoded, Encoder
 from dispatcher.errors import ConfigError, DispatcherError, MessageInvalid, OutboxError, StoreFull
 from dispatcher.identity import id_source, unwatch, watch
 from dispatcher.message import Message
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from types import TracebackType
 
-    from dispatcher.core.wire import Encoded
     from dispatcher.dispatcher import Dispatcher
     from dispatcher.message import Receipt
     from dispatcher.outbox.store import Found, Store, StoreStatus
@@ -73,6 +72,8 @@ class Outbox:
         self._relay = Relay(store, dispatcher, after_window)
         self._pending: list[tuple[Record, Stored]] = []
         """Of this turn of the loop."""
+        self._committed: asyncio.Future[None]
+        """Done once these are."""
         self._appending: set[asyncio.Task[None]] = set()
         self._refusal: str | None = NOT_OPEN
 
@@ -144,7 +145,9 @@ class Outbox:
             OutboxError: It could not be made durable, or the outbox is not open.
         """
         stored = self.accept(message)
-        await stored.committed
+        await asyncio.shield(stored.committed)
+        if stored.refusal is not None:
+            raise stored.refusal
         return stored
 
     async def put_many(self, messages: Iterable[Message]) -> list[Stored | DispatcherError]:
@@ -155,13 +158,12 @@ class Outbox:
                 places.append(self.accept(message))
             except DispatcherError as error:
                 places.append(error)
-        for index, place in enumerate(places):
-            if isinstance(place, Stored):
-                try:
-                    await place.committed
-                except OutboxError as error:
-                    places[index] = error
-        return places
+        if self._pending:
+            await asyncio.shield(self._committed)
+        return [
+            place.refusal if isinstance(place, Stored) and place.refusal is not None else place
+            for place in places
+        ]
 
     async def send(self, message: Message) -> Receipt:
         """Accept one message, and wait for its receipt.
@@ -172,14 +174,18 @@ class Outbox:
         """
         stored = self.accept(message)
         self._relay.watch(stored)
-        await stored.committed
         try:
+            await asyncio.shield(stored.committed)
+            if stored.refusal is not None:
+                raise stored.refusal
             return await stored
         finally:
             self._relay.forget(stored)
 
     def accept(self, message: Message) -> Stored:
-        """Check and encode one message; it is committed at the end of this turn, which `committed` tells.
+        """Check and encode one message; it is committed with this turn's, and `committed` tells when.
+
+        Whoever waits for that shields it, for it is everybody's, and looks at `refusal` then.
 
         Raises:
             MessageInvalid, MessageTooLarge: The service would refuse it.
@@ -193,15 +199,19 @@ class Outbox:
         if self._fixes_delays:
             message = fixed(message, now)
         encoded, identity = self._encode(message)
-        stored = Stored(identity, encoded.deduplication_id, self._loop.create_future(), self._relay)
         if not self._pending:
+            self._committed = self._loop.create_future()
             self._loop.call_soon(self._commit)
+        stored = Stored(identity, encoded.deduplication_id, self._committed, self._relay)
         record = Record(identity, pack(message, encoded), message.queue or None, now)
         self._pending.append((record, stored))
         return stored
 
     def _encode(self, message: Message) -> tuple[Encoded, str]:
         """What will travel, and the id; where we draw the deduplication id, it is the same."""
+        plain = self._encoder.encode_plain(message)
+        if plain is not None:
+            return Encoded(*plain, idempotent=True, owns_id=True), plain[1]
         encoded = self._encoder.encode(message)
         identity = encoded.deduplication_id
         return encoded, identity if encoded.owns_id and identity is not None else self._draw()
@@ -209,9 +219,21 @@ class Outbox:
     def _commit(self) -> None:
         pending, self._pending = self._pending, []
         if pending:
-            task = self._loop.create_task(self._append(pending))
+            task = self._loop.create_task(self._append_all(pending, self._committed))
             self._appending.add(task)
             task.add_done_callback(self._appending.discard)
+
+    async def _append_all(
+        self, pending: Sequence[tuple[Record, Stored]], committed: asyncio.Future[None]
+    ) -> None:
+        try:
+            await self._append(pending)
+        except BaseException as error:
+            words = f"the outbox was ended by {type(error).__name__}; the message may have been kept"
+            self._refuse(pending, OutboxError(words))
+            raise
+        finally:
+            committed.set_result(None)
 
     async def _append(self, pending: Sequence[tuple[Record, Stored]]) -> None:
         """Commit these together; where they are too many for the store, as many as fit."""
@@ -226,21 +248,12 @@ class Outbox:
             await self._append(pending[middle:])
         except OutboxError as error:
             self._refuse(pending, error)
-        except asyncio.CancelledError:
-            self._refuse(pending, OutboxError("the outbox was cancelled; the message may have been kept"))
-            raise
-        else:
-            for _, stored in pending:
-                if not stored.committed.done():
-                    stored.committed.set_result(None)
 
     def _refuse(self, pending: Sequence[tuple[Record, Stored]], error: OutboxError) -> None:
         """Tell each, with an error of its own."""
         for _, stored in pending:
             self._relay.forget(stored)
-            if not stored.committed.done():
-                stored.committed.set_exception(copy(error))
-                stored.committed.exception()  # whoever was to hear of it may have gone
+            stored.refusal = copy(error)
 
     # -------------------------------------------------------------------------------------- looking, deciding
 

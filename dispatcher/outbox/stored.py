@@ -11,7 +11,7 @@ from dispatcher.message import Receipt
 if TYPE_CHECKING:
     from collections.abc import Generator
 
-    from dispatcher.errors import DispatcherError
+    from dispatcher.errors import DispatcherError, OutboxError
     from dispatcher.outbox.relay import Relay
 
 
@@ -24,7 +24,7 @@ class Stored:
         OutboxError: Nothing is known of it any more, or the outbox was closed: it stays in the store.
     """
 
-    __slots__ = ("_relay", "_waiter", "committed", "deduplication_id", "id", "outcome")
+    __slots__ = ("_relay", "_waiter", "committed", "deduplication_id", "id", "outcome", "refusal")
 
     def __init__(
         self, identity: str, deduplication_id: str | None, committed: asyncio.Future[None], relay: Relay
@@ -34,6 +34,9 @@ class Stored:
         self.deduplication_id = deduplication_id
         """What makes every repetition safe; `None` of a message that is deduplicated by its content."""
         self.committed = committed
+        """Done once it is durable or refused; shared by all that were committed together."""
+        self.refusal: OutboxError | None = None
+        """Why it was not kept."""
         self.outcome: Receipt | DispatcherError | None = None
         """Set once it is known here."""
         self._waiter: asyncio.Future[None] | None = None
