@@ -34,7 +34,8 @@ async def _attack_usual(report: Report, folder: Path) -> None:
     token.write_text(f"{OWNER}\n")
     tokens.write_text(f"# callers\n{CALLER}\n\n{OTHER}\n")
     files = {"DISPATCHER_TOKEN_FILE": str(token), "DISPATCHER_SERVE_TOKENS_FILE": str(tokens)}
-    env = environment(None, None, **files)
+    # (Less patience than usual: one connection too many waits for that long.)
+    env = environment(None, None, **files, DISPATCHER_SERVE_PATIENCE="1")
     async with stage(report, env=env) as one:
         await identity.attack(one)
         await messages.attack(one)
