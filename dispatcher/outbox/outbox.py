@@ -268,3 +268,18 @@ class Outbox:
     def status(self) -> StoreStatus:
         """How the store does."""
         return self.store.status()
+
+    @property
+    def death(self) -> str | None:
+        """Why nothing is sent any more, although it is open: a fault of ours. What is accepted stays kept."""
+        return self._relay.death
+
+    @property
+    def returned(self) -> int:
+        """How often a message was given back to the store for another try."""
+        return self._relay.returned
+
+    @property
+    def duplicates_possible(self) -> int:
+        """Delivered messages that may have been taken twice: sent again after the service's window."""
+        return self._relay.duplicates_possible

@@ -86,6 +86,8 @@ class Relay:
     """One outbox's messages on their way."""
 
     def __init__(self, store: Store, dispatcher: Dispatcher, policy: Policy) -> None:
+        self.death: str | None = None
+        """Why nothing is sent any more; what is accepted stays in the store."""
         self.returned = self.duplicates_possible = 0
         """Messages given back for another try; delivered ones that may be doubled."""
         self._store = store
@@ -115,6 +117,13 @@ class Relay:
         self._sink = Sink(loop, self._look)
         self._settling = loop.create_task(self._settle())
         self._claiming = loop.create_task(self._claim())
+        for task in (self._settling, self._claiming):
+            task.add_done_callback(self._on_end)
+
+    def _on_end(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self.death = f"the outbox's relay died of {type(error).__name__}"
+            logger.critical("%s: nothing is sent any more", self.death, exc_info=error)
 
     async def aclose(self, within: float) -> None:
         """Take back what has not left, wait for answers that are due, have it all settled."""

@@ -341,3 +341,28 @@ async def test_with_the_local_upstream() -> None:
         places = await opened.put_many([Message(URL, body=str(n)) for n in range(2_000)])
         assert all([type(await one) is Receipt for one in places if not isinstance(one, Exception)])
         assert sorted(int(row.body or b"") for row in upstream.accepted()) == list(range(2_000))
+
+
+async def test_a_broken_store_is_told_and_loses_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    """A claim that fails is tried again; one that breaks in a way nobody foresaw ends the sending, loudly."""
+    store = MemoryStore()
+    claim, faults = store.claim, [OutboxError("for a while"), ValueError("a fault of ours")]
+
+    async def faulty(messages: int, size_bytes: int, now: float) -> Any:
+        if faults and len(faults) != 1:
+            raise faults.pop(0)
+        if store.status().waiting and faults and told:
+            raise faults.pop(0)
+        return await claim(messages, size_bytes, now)
+
+    told: list[bool] = []
+    store.claim = faulty  # type: ignore[method-assign]
+    async with outbox(ScriptedTransport(), store) as opened:
+        assert await opened.send(Message(URL, body="delivered all the same"))
+        assert "cannot claim: for a while" in caplog.text
+        before = opened.death
+        told.append(True)
+        await opened.put(Message(URL, body="kept"))
+        await until(lambda: opened.death is not None)
+        assert (before, opened.death) == (None, "the outbox's relay died of ValueError")
+        assert opened.status().waiting == 1
