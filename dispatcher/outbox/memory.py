@@ -44,6 +44,7 @@ class _Kept(Struct):
     returns: int = 0
     due: float = 0.0
     sent_since: float | None = None
+    claimed_at: float = 0.0
     receipt: Receipt | None = None
     reason: str = ""
     settled_at: float | None = None
@@ -75,7 +76,11 @@ class MemoryStore:
         self._bell = Bell()
 
     async def open(self) -> StoreStatus:
-        """Make it ready."""
+        """Make it ready; what somebody claimed who never closed it waits again."""
+        for kept in self._kept.values():
+            if kept.state == "claimed":
+                kept.state, kept.due = "waiting", 0.0
+                kept.sent_since = kept.claimed_at if kept.sent_since is None else kept.sent_since
         self._is_open = True
         return self.status()
 
@@ -118,7 +123,7 @@ class MemoryStore:
             if len(claims) >= messages or (claims and size_bytes < len(kept.record.data)):
                 break
             size_bytes -= len(kept.record.data)
-            kept.state = "claimed"
+            kept.state, kept.claimed_at = "claimed", now
             claims.append(Claim(kept.position, kept.record, kept.attempts, kept.returns, kept.sent_since))
         if claims:
             self._commit()

@@ -40,6 +40,8 @@ CLAIMED_AT_ONCE: Final = 1_000
 CLAIMED_BYTES: Final = 8 * 1_048_576
 SLICE: Final = 250
 """Messages handed in before the loop has its turn."""
+CLEAR_SECONDS: Final = 0.02
+"""Between looks at what is left of a queue that has to come back."""
 LOOK_AGAIN: Final = 0.5
 """Seconds after which what failed in the store is tried again, and room that others gave back is found."""
 
@@ -97,9 +99,14 @@ class Relay:
         self._out: dict[str, Relayed] = {}
         """What is in the dispatcher, by id."""
         self._due: dict[str, float] = {}
-        """Queues that were given back, and until when, as long as a claim may not know of it."""
-        self._known: set[str] = set()
-        """Those of them that the store knows of."""
+        """Queues of which something came back since the last claim was asked for, and how long they wait."""
+        self._leaving: set[str] = set()
+        """Those of which something is here that has to come back first; they are stopped."""
+        self._returning = 0
+        """Messages that came back, and of which the store does not know it yet."""
+        self._has_returned = asyncio.Event()
+        """Set while there are none."""
+        self._has_returned.set()
         self._watched: dict[str, Stored] = {}
         self._unsettled: list[Settlement] = []
         self._unread: dict[str, Receipt | DispatcherError] = {}
@@ -200,9 +207,9 @@ class Relay:
 
     async def _claimed(self, messages: int, size_bytes: int) -> list[Claim]:
         """A claim, which is not lost if this is cancelled meanwhile."""
-        for queue in self._known:  # the store goes by it from now on
-            self._due.pop(queue, None)
-        self._known.clear()
+        while self._returning:  # else the store would give what stands behind what came back
+            await self._has_returned.wait()
+        self._due = {queue: due for queue, due in self._due.items() if queue in self._leaving}
         claim = asyncio.ensure_future(self._store.claim(messages, size_bytes, time.time()))
         try:
             return await asyncio.shield(claim)
@@ -235,7 +242,7 @@ class Relay:
             self._tell([Dead(claim.position, str(error), claim.attempts, now)])
             return True
         if kept.queue in self._due:
-            self._give_back((claim,), self._due[kept.queue])
+            self._give_back((claim,), max(self._due[kept.queue], now + CLEAR_SECONDS))
             return True
         if self._policy == "fail" and (words := unsafe_words(claim, now, is_idempotent=kept.idempotent)):
             self._tell([Dead(claim.position, words, claim.attempts, now)])
@@ -284,7 +291,7 @@ class Relay:
         if isinstance(settlement, Dead):
             self._inform(claim, error)
             if queue is not None and self._goes_on(queue):
-                self._dispatcher.resume(queue)
+                self._resume(queue)
             return settlement
         self.returned += 1
         if queue is not None:
@@ -292,26 +299,44 @@ class Relay:
         return settlement
 
     def _goes_on(self, queue: str) -> bool:
-        """Whether a queue goes on after a dead letter: it does unless its own rules say that it stops."""
+        """Whether a queue goes on after a dead letter: unless its own rules stop it, or it is held back."""
         rules = self._dispatcher.config.queues.get(queue)
-        return rules is None or rules.on_failure == "continue"
+        return queue not in self._leaving and (rules is None or rules.on_failure == "continue")
 
     def _hold_back(self, queue: str, due: float) -> float:
-        """Something of a queue came back: all that stands behind it has to wait as long."""
-        if queue in self._due and queue not in self._known:
-            return self._due[queue]
-        self._due[queue] = due
-        self._known.discard(queue)
+        """Something of a queue came back: all that stands behind it waits as long, and comes back, too."""
+        if queue not in self._due:
+            self._due[queue] = due
+            self._leaving.add(queue)
+            self._clear(queue)
+        return self._due[queue]
+
+    def _clear(self, queue: str) -> None:
+        """Take back what is left of a queue, again if some of it is on its way; then the queue goes on."""
         for behind in [each for each in self._out.values() if each.queue == queue]:
             behind.withdraw()
+        if any(each.queue == queue for each in self._out.values()):
+            asyncio.get_running_loop().call_later(CLEAR_SECONDS, self._clear, queue)
+        else:
+            self._leaving.discard(queue)
+            self._resume(queue)
+
+    def _resume(self, queue: str) -> None:
         with suppress(DispatcherClosed):
             self._dispatcher.resume(queue)
-        return due
 
     def _tell(self, settlements: Sequence[Settlement]) -> None:
         if settlements:
             self._unsettled += settlements
             self._has_unsettled.set()
+            self._count(settlements, 1)
+
+    def _count(self, settlements: Sequence[Settlement], sign: int) -> None:
+        self._returning += sign * sum(type(one) is Returned for one in settlements)
+        if self._returning:
+            self._has_returned.clear()
+        else:
+            self._has_returned.set()
 
     async def _settle(self) -> None:
         """Have the store know it, again and again until it does."""
@@ -319,7 +344,7 @@ class Relay:
             await self._has_unsettled.wait()
             self._has_unsettled.clear()
             told, self._unsettled = self._unsettled, []
-            held_back, unread = set(self._due), list(self._unread)
+            unread = list(self._unread)
             if not told:
                 continue
             try:
@@ -330,7 +355,7 @@ class Relay:
                 self._has_unsettled.set()
                 await asyncio.sleep(LOOK_AGAIN)
             else:
-                self._known |= held_back
+                self._count(told, -1)
                 for message_id in unread:
                     del self._unread[message_id]
 
