@@ -32,6 +32,7 @@ from dispatcher import __version__
 from dispatcher.core.tally import Histogram
 from dispatcher.errors import ConfigError
 from dispatcher.families import FAMILIES, INFO_HELP, INFO_NAME, metrics_table
+from dispatcher.outbox_families import OUTBOX_FAMILIES
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -39,8 +40,10 @@ if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
 
     from dispatcher.families import Family, Readable, Reading
+    from dispatcher.outbox import Outbox
+    from dispatcher.outbox_families import OutboxFamily
 
-__all__ = ["metrics_table", "register"]
+__all__ = ["metrics_table", "register", "register_outbox"]
 
 
 def register(dispatcher: Readable, registry: CollectorRegistry = REGISTRY) -> None:
@@ -60,6 +63,23 @@ def register(dispatcher: Readable, registry: CollectorRegistry = REGISTRY) -> No
             registry.register(collector)
             _collectors[registry] = collector
         collector.add(dispatcher)
+
+
+def register_outbox(outbox: Outbox, registry: CollectorRegistry = REGISTRY) -> None:
+    """Export an outbox's metrics from a registry, until the outbox is dropped; its dispatcher has its own.
+
+    They carry the dispatcher's name. Registering it again is harmless.
+
+    Raises:
+        ConfigError: Another outbox whose dispatcher has the same name is registered and open.
+    """
+    with _lock:
+        collector = _outbox_collectors.get(registry)
+        if collector is None:
+            collector = _OutboxCollector()
+            registry.register(collector)
+            _outbox_collectors[registry] = collector
+        collector.add(outbox)
 
 
 class _Collector(Collector):
@@ -100,7 +120,47 @@ class _Collector(Collector):
         yield InfoMetricFamily(INFO_NAME.removesuffix("_info"), INFO_HELP)
 
 
+class _OutboxCollector(Collector):
+    """The same for all outboxes registered there."""
+
+    def __init__(self) -> None:
+        self._outboxes: WeakSet[Outbox] = WeakSet()
+
+    def add(self, outbox: Outbox) -> None:
+        """Export one more; raises `ConfigError` if its name is taken."""
+        for other in tuple(self._outboxes):
+            if other is outbox or other.name != outbox.name:
+                continue
+            if other.is_open:
+                wanted = "an open outbox of this name is registered: give each dispatcher its own name"
+                raise ConfigError("name", outbox.name, wanted)
+            self._outboxes.discard(other)
+        self._outboxes.add(outbox)
+
+    def collect(self) -> Iterator[Metric]:
+        """Every family with the present samples."""
+        with _lock:
+            outboxes = sorted(self._outboxes, key=lambda outbox: outbox.name)
+        for family in OUTBOX_FAMILIES:
+            yield _outbox_metric(family, outboxes)
+
+    def describe(self) -> Iterator[Metric]:
+        """The families without samples."""
+        for family in OUTBOX_FAMILIES:
+            yield _outbox_metric(family, ())
+
+
+def _outbox_metric(family: OutboxFamily, outboxes: Iterable[Outbox]) -> Metric:
+    kind = CounterMetricFamily if family.kind == "counter" else GaugeMetricFamily
+    metric = kind(family.name, family.help, labels=family.labels)
+    for outbox in outboxes:
+        for labels, value in family.samples(outbox):
+            metric.add_metric(labels, value)
+    return metric
+
+
 _lock: Final = threading.Lock()
+_outbox_collectors: Final[WeakKeyDictionary[CollectorRegistry, _OutboxCollector]] = WeakKeyDictionary()
 _collectors: Final[WeakKeyDictionary[CollectorRegistry, _Collector]] = WeakKeyDictionary()
 """A registry holds its collector, the collector not its registry: dropped together."""
 

@@ -29,7 +29,9 @@ QUEUES: Final = "queues"
 """A section whose names are the user's: each has a section of its own, which `Config` checks."""
 SERVE: Final = "serve"
 """The daemon's section: in the file and the environment of a program that is no daemon it is no mistake."""
-SERVE_PREFIX: Final = "DISPATCHER_SERVE_"
+OUTBOX: Final = "outbox"
+"""The section of its outbox, likewise."""
+DAEMON_PREFIXES: Final = ("DISPATCHER_SERVE_", "DISPATCHER_OUTBOX_")
 DEFAULT: Final = "default"
 """The origin of what nobody gave."""
 _MISNAMED: Final = {"DISPATCHER_TOKEN": "QSTASH_TOKEN", "DISPATCHER_URL": "QSTASH_URL"}
@@ -96,8 +98,8 @@ def _from_file(settings: Sequence[Setting], path: Path) -> dict[str, Any]:
     known = {one.path: one for one in settings}
     values = {QUEUES: content.pop(QUEUES)} if QUEUES in content else {}
     sections = _sections(settings)
-    if SERVE not in sections:
-        content.pop(SERVE, None)
+    for section in {SERVE, OUTBOX} - sections:
+        content.pop(section, None)
     for name, value in _flat(content, sections):
         one = known.get(name) or _refuse_name(name, known, f" (in {path})")
         values[name] = _checked(one, value, f" (in {path})")
@@ -188,7 +190,7 @@ def _check_foreign(name: str, known: Iterable[str]) -> None:
     if not name.startswith(PREFIX) or name in (CONFIG_FILE, TOKEN_FILE):
         return
     # Beside a daemon in the same environment, the library's own programs leave the daemon's variables alone.
-    if not name.startswith(SERVE_PREFIX) or any(one.startswith(SERVE_PREFIX) for one in known):
+    if not name.startswith(DAEMON_PREFIXES) or any(one.startswith(DAEMON_PREFIXES) for one in known):
         _refuse_name(name, (*known, CONFIG_FILE, TOKEN_FILE))
 
 

@@ -15,7 +15,9 @@ from benchmarks.report import matrix, short_table
 from dispatcher import errors
 from dispatcher.config import settings_table
 from dispatcher.metrics import metrics_table
+from dispatcher.outbox_families import outbox_table
 from dispatcher.sidecar.counters import intake_table
+from dispatcher.sidecar.outbox_settings import outbox_settings_table
 from dispatcher.sidecar.settings import serve_settings_table
 from tests.imports import ROOT
 
@@ -90,7 +92,9 @@ GENERATED: dict[str, Callable[[], str]] = {
     "speed": speed_table,
     "sidecar-speed": sidecar_speed,
     "serve-settings": serve_settings_table,
+    "outbox-settings": outbox_settings_table,
     "intake-metrics": intake_table,
+    "outbox-metrics": outbox_table,
 }
 
 

@@ -21,7 +21,7 @@ LAYERS = (
     ("dispatcher",),
     ("blocking", "outbox"),
     ("",),  # the public API: `dispatcher/__init__.py`
-    ("families", "metrics"),
+    ("families", "outbox_families", "metrics"),
     ("sidecar",),
     ("devserver",),
     ("bench", "scripted", "testing"),

@@ -24,8 +24,12 @@ log level) and refuses aloud what needs a restart.
 
 systemd: Type=notify-reload, WatchdogSec= and socket units (FileDescriptorName=intake, admin) are understood.
 
-exit code: 0 ended with everything confirmed; 1 with messages that were not confirmed, or its dispatcher died;
-2 wrong usage or configuration, or it could not listen; 128 + the signal's number after a second signal.
+With --outbox FILE what is accepted survives this process: it is answered once it is in the file, and sent by
+the next process if not by this one.
+
+exit code: 0 ended with everything confirmed, or kept in the outbox; 1 with messages that were not confirmed,
+or its dispatcher died; 2 wrong usage or configuration, or it could not listen or open its outbox; 128 + the
+signal's number after a second signal.
 """
 
 

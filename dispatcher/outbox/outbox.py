@@ -269,6 +269,24 @@ class Outbox:
         """How the store does."""
         return self.store.status()
 
+    def watch(self, stored: Stored) -> None:
+        """Have `stored.outcome` set as it comes, without a look into the store; until `forget`."""
+        self._relay.watch(stored)
+
+    def forget(self, stored: Stored) -> None:
+        """Nobody looks at it any more."""
+        self._relay.forget(stored)
+
+    @property
+    def name(self) -> str:
+        """The dispatcher's."""
+        return self._dispatcher.name
+
+    @property
+    def is_open(self) -> bool:
+        """It accepts, as far as its store does."""
+        return self._refusal is None
+
     @property
     def death(self) -> str | None:
         """Why nothing is sent any more, although it is open: a fault of ours. What is accepted stays kept."""

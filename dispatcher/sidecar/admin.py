@@ -1,6 +1,7 @@
 """The admin listener: whether the process lives and is ready, its metrics, its status, and the status page.
 
-It only reads: nothing here changes the dispatcher or the intake, whoever asks. It asks for no credential,
+It only reads: nothing here changes the dispatcher or the intake, whoever asks; dead letters of an outbox may
+be retried and deleted, see `admin_outbox`. It asks for no credential,
 so it shows no body, token or query string, and belongs on loopback; there it answers only to the names of
 loopback, so that no page of the web can reach it by a name of its own. Made by `daemon`.
 """
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 import orjson
 from aiohttp import web
 
+from dispatcher.sidecar.admin_outbox import CHANGES, PREFIX, OutboxAdmin
 from dispatcher.sidecar.assets import Asset, load_assets
 from dispatcher.sidecar.counters import IntakeCounters
 from dispatcher.sidecar.exposition import Exposition
@@ -26,9 +28,10 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from dispatcher.dispatcher import Dispatcher
+    from dispatcher.outbox import Outbox
     from dispatcher.sidecar.state import State
 
-BOUNDS: Final = ServeSettings(max_connections=256, max_head_bytes=16_384, max_body_bytes=1)
+BOUNDS: Final = ServeSettings(max_connections=256, max_head_bytes=16_384, max_body_bytes=1_048_576)
 """This listener's own: what hangs here holds up nothing of the intake."""
 SECURITY_HEADERS: Final = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
@@ -43,19 +46,22 @@ SECURITY_HEADERS: Final = {
 LIVE_HEADERS: Final = {**SECURITY_HEADERS, "Cache-Control": "no-store"}
 TEXT: Final = "text/plain; charset=utf-8"
 PROBES: Final = ("/livez", "/readyz")
-NOWHERE: Final = "there are /, /livez, /readyz, /metrics, /status and /status/stream"
+NOWHERE: Final = "there are /, /livez, /readyz, /metrics, /status, /status/stream and /outbox"
 _HOST: Final = re.compile(r"(\[[^\]]+\]|[^:]+)(?::\d*)?")
 
 
 class Admin:
     """Answers on the admin listener; from `make_server` to `aclose` it takes a sample a second."""
 
-    def __init__(self, dispatcher: Dispatcher, counters: IntakeCounters, state: State) -> None:
+    def __init__(
+        self, dispatcher: Dispatcher, counters: IntakeCounters, state: State, outbox: Outbox | None = None
+    ) -> None:
         counters.hide(dispatcher.config.token)
         self._dispatcher = dispatcher
         self._state = state
-        self._exposition = Exposition(dispatcher, counters)
-        self.monitor = Monitor(dispatcher, counters, state)
+        self._exposition = Exposition(dispatcher, counters, outbox)
+        self._outbox = OutboxAdmin(outbox, counters)
+        self.monitor = Monitor(dispatcher, counters, state, self._outbox)
         self.feed = Feed(self.monitor)
         self._assets = load_assets()
         self._routes: dict[str, Callable[[web.BaseRequest], web.Response]] = {
@@ -81,6 +87,9 @@ class Admin:
         refusal = self._refusal(request, path)
         if refusal is not None:
             return refusal
+        if path == PREFIX or path.startswith(f"{PREFIX}/"):
+            status, value = await self._outbox.handle(request, path)
+            return _json(status, value)
         if path == "/status/stream":
             request.is_stream = True
             return await self.feed.stream(request, LIVE_HEADERS)
@@ -91,7 +100,12 @@ class Admin:
         return _text(404, NOWHERE) if asset is None else _carry(request, asset)
 
     def _refusal(self, request: web.BaseRequest, path: str) -> web.Response | None:
-        if request.method not in ("GET", "HEAD"):
+        is_change = path in CHANGES
+        if request.method == "POST" if is_change else request.method in ("GET", "HEAD"):
+            pass
+        elif is_change:
+            return _text(405, "this changes something", {"Allow": "POST"})
+        else:
             return _text(405, "nothing can be changed here", {"Allow": "GET, HEAD"})
         if path not in PROBES and not is_meant(request):
             return _text(421, "this listener is on loopback: ask for it as localhost, or by its address")
@@ -112,8 +126,7 @@ class Admin:
         return web.Response(body=body, headers={**LIVE_HEADERS, "Content-Type": content_type})
 
     def _status(self, _request: web.BaseRequest) -> web.Response:
-        body = orjson.dumps(self.monitor.report(), option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
-        return web.Response(body=body, headers={**LIVE_HEADERS, "Content-Type": "application/json"})
+        return _json(200, self.monitor.report())
 
 
 class AdminServer(Server):
@@ -128,6 +141,12 @@ class AdminServer(Server):
         await self._feed.aclose()
         self.pre_shutdown()
         await super().shutdown(timeout)
+
+
+def _json(status: int, value: object) -> web.Response:
+    body = orjson.dumps(value, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
+    headers = {**LIVE_HEADERS, "Content-Type": "application/json"}
+    return web.Response(status=status, body=body, headers=headers)
 
 
 def _text(status: int, text: str, headers: dict[str, str] | None = None) -> web.Response:

@@ -22,8 +22,10 @@ from dispatcher.errors import (
     MessageInvalid,
     MessageRejected,
     MessageTooLarge,
+    OutboxError,
     QueueFull,
     QuotaExhausted,
+    StoreFull,
 )
 from dispatcher.message import Receipt
 from dispatcher.sidecar.dialect import Refused
@@ -31,8 +33,15 @@ from dispatcher.sidecar.dialect import Refused
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+
+class Accepted(Receipt, gc=False):
+    """The outbox has the message, the service not yet: `message_id` is the outbox's."""
+
+
 Outcome = Receipt | DispatcherError | Refused
 """What became of a message."""
+ASYNC: Final = (("Preference-Applied", "respond-async"),)
+"""The header of an answer that does not wait for the service."""
 
 ACCEPTED: Final = 200
 DEDUPLICATED: Final = 202
@@ -42,6 +51,8 @@ CLOSED_SECONDS: Final = 5
 """The same while this process ends; another one takes over."""
 HALT_SECONDS: Final = 30
 """The same while the upstream refuses the token or URL: so often it is tried again."""
+FULL_WORDS: Final = "the outbox has no room for it now; nothing was kept"
+UNKEPT_WORDS: Final = "the message could not be made durable; it was not acknowledged"
 _PLAIN: Final = re.compile(r"[A-Za-z0-9_.~+/=:-]+")
 """Ids that stand in JSON as they are."""
 _PLACE: Final = re.compile(r"message \d+: ")
@@ -71,6 +82,21 @@ def of_receipt(receipt: Receipt) -> Answer:
         ends = receipt.endpoints
         status = DEDUPLICATED if all(end.deduplicated for end in ends) else ACCEPTED
     return Answer(status, orjson.dumps(_entry(receipt)))
+
+
+def of_kept(receipt: Receipt) -> Answer:
+    """The reply to a message that an outbox has taken."""
+    if type(receipt) is Accepted:
+        return Answer(DEDUPLICATED, orjson.dumps({"messageId": receipt.message_id}), ASYNC)
+    return of_receipt(receipt)
+
+
+def of_kept_batch(outcomes: Sequence[Outcome], unix_now: float) -> Answer:
+    """The reply to a batch that an outbox has taken, or as much of it as could be."""
+    answer = of_batch(outcomes, unix_now)
+    if any(type(one) is Accepted for one in outcomes):
+        return Answer(DEDUPLICATED, answer.body, ASYNC)
+    return answer
 
 
 def of_batch(outcomes: Sequence[Outcome], unix_now: float) -> Answer:
@@ -143,6 +169,9 @@ def _failure(error: DispatcherError | Refused, unix_now: float) -> tuple[int, di
         return 413, {"error": str(error)}, None
     if isinstance(error, QueueFull):
         return 429, {"error": f"no room: {error.held} of {error.capacity} messages are held"}, ROOM_SECONDS
+    if isinstance(error, OutboxError):  # its words name a file
+        text = FULL_WORDS if isinstance(error, StoreFull) else UNKEPT_WORDS
+        return 503, {"error": text}, CLOSED_SECONDS
     assert isinstance(error, AdmissionError), f"not an outcome: {type(error).__name__}"
     return 503, {"error": str(error)}, CLOSED_SECONDS
 

@@ -14,6 +14,7 @@ import orjson
 from dispatcher.sidecar.bulk import CONTENT_TYPE as NDJSON
 from dispatcher.sidecar.dialect import BATCH, ENQUEUE, PUBLISH
 from dispatcher.sidecar.guard import Caller
+from dispatcher.sidecar.kept_messages import KEPT, STATES
 from dispatcher.sidecar.reply import Reply
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from dispatcher.sidecar.counters import IntakeCounters
     from dispatcher.sidecar.guard import Guard
     from dispatcher.sidecar.intake import Intake
+    from dispatcher.sidecar.kept_messages import KeptMessages
     from dispatcher.sidecar.proxy import Proxy
     from dispatcher.sidecar.server import Request
 
@@ -42,6 +44,7 @@ class App:
         proxy: Passes everything else to the upstream, as far as the caller may.
         guard: Tells callers apart.
         counters: Told of each request that is answered here, or passed on.
+        kept: Answers for the messages of an outbox, if there is one.
     """
 
     def __init__(
@@ -51,10 +54,12 @@ class App:
         proxy: Proxy,
         guard: Guard,
         counters: IntakeCounters,
+        kept: KeptMessages | None = None,
     ) -> None:
         self._dispatcher = dispatcher
         self._intake = intake
         self._proxy = proxy
+        self._kept = kept
         self._check = guard.check
         self._count = counters.request
 
@@ -72,7 +77,11 @@ class App:
         return self._intake.handle(request, route)
 
     async def _pass_on(self, request: Request, caller: Caller) -> web.StreamResponse:
-        response = await self._proxy.handle(request, caller)
+        kept = self._kept
+        if kept is not None and request.raw_path.startswith(KEPT):
+            response = await kept.handle(request, caller)
+        else:
+            response = await self._proxy.handle(request, caller)
         self._count("proxy", response.status)
         return response
 
@@ -80,8 +89,13 @@ class App:
         self._count(route, status)
         return Reply(status, orjson.dumps(value))
 
+    async def _tell(self, kept: KeptMessages, target: str) -> web.StreamResponse:
+        return await self._say("own", *await kept.tell(target))
+
     def _own(self, method: str, target: str) -> Awaitable[web.StreamResponse]:
-        """What is ours on this listener: that this is a sidecar, and how it does."""
+        """What is ours on this listener: that this is a sidecar, how it does, and what its outbox has."""
+        if self._kept is not None and target.startswith(STATES) and method == "GET":
+            return self._tell(self._kept, target)
         if target.partition("?")[0] != OURS or method != "GET":
             text = "not found: status, metrics and health are at the admin listener (serve.admin_port)"
             return self._say("own", 404, {"error": text})

@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from typing import TYPE_CHECKING, Final, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from aiohttp import web
 
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from dispatcher.sidecar.bodies import Bodies
     from dispatcher.sidecar.counters import IntakeCounters
     from dispatcher.sidecar.dialect import Dialect
+    from dispatcher.sidecar.durable import DurableSubmission
     from dispatcher.sidecar.server import Request
     from dispatcher.sidecar.settings import ServeSettings
     from dispatcher.sidecar.submission import Submission
@@ -49,18 +50,18 @@ class Bulk:
     def __init__(
         self,
         dialect: Dialect,
-        submission: Submission,
+        submission: Submission | DurableSubmission,
         bodies: Bodies,
         counters: IntakeCounters,
         serve: ServeSettings,
     ) -> None:
         self._bodies = bodies
         self._dialect = dialect
-        self._submission = submission
         self._counters = counters
         self._max_line_bytes = serve.max_batch_bytes
         self._max_lines = serve.max_items
-        self._places = submission.window()
+        self._submission: Any = submission
+        self._places: Any = submission.window()
         self._sizes: deque[tuple[int, int]] = deque()
         """Of what was read together and is not all answered: the number of its last line, and its bytes."""
         self._wait: float | None = None
@@ -76,6 +77,8 @@ class Bulk:
         """Answer the request; returns once its last line is answered."""
         response = web.StreamResponse(headers={"Content-Type": CONTENT_TYPE})
         self._wait = self._dialect.wait_of(request.headers.getall("Prefer", ()))
+        if self._wait == 0:  # only where there is an outbox
+            response.headers.update(answers.ASYNC)
         request.is_stream = True
         await response.prepare(request)
         reader = asyncio.create_task(self._read(request))

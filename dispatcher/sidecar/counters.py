@@ -20,9 +20,11 @@ from dispatcher.errors import (
     DeliveryError,
     Halted,
     MessageRejected,
+    OutboxError,
     OutcomeUnknown,
     QuotaExhausted,
     RetriesExhausted,
+    StoreFull,
 )
 from dispatcher.settings import MASK, SECRET_MIN
 
@@ -47,6 +49,8 @@ FAILURE_WORDS: Final[dict[type, str]] = {
     Halted: "halted",
     Abandoned: "abandoned",
     **REFUSAL_WORDS,
+    StoreFull: "store_full",
+    OutboxError: "not_durable",
 }
 """How a message failed, by its error."""
 FAILURES_MAX: Final = 50

@@ -1,8 +1,9 @@
 """The process of `dispatcher serve`: what is opened in which order, what a signal does, how it ends.
 
-Start: sockets are bound, the dispatcher and the proxy opened, then both doors served, then the service
-manager told. SIGTERM or SIGINT: not ready from that instant, then nothing more is taken, what is held is
-delivered within `drain_within`, every answer is written, and the process ends; a second one ends it at once.
+Start: sockets are bound, the dispatcher, the outbox if there is one and the proxy opened, then both doors
+served, then the service manager told. SIGTERM or SIGINT: not ready from that instant, then nothing more is
+taken, what is held is delivered within `drain_within` (with an outbox only what has left: the rest stays in
+it), every answer is written, and the process ends; a second one ends it at once.
 SIGHUP: the configuration is read again. Nothing here looks into a request. Called by the command `serve`.
 """
 
@@ -23,6 +24,7 @@ from dispatcher.sidecar.admin import Admin
 from dispatcher.sidecar.counters import IntakeCounters
 from dispatcher.sidecar.generation import Generation, shut
 from dispatcher.sidecar.listeners import Listener
+from dispatcher.sidecar.outbox_service import OutboxService
 from dispatcher.sidecar.reload import change
 from dispatcher.sidecar.settings import is_loopback
 from dispatcher.sidecar.state import State
@@ -74,9 +76,13 @@ class Daemon:
         self._counters = IntakeCounters()
         self._dispatcher = Dispatcher(config.dispatcher, name="sidecar")
         self._notifier = Notifier(os.environ)
-        self._generation = Generation(config, self._dispatcher, self._counters, self._state)
+        file = config.outbox.file
+        self._outbox = None if file is None else OutboxService(file, config.outbox, self._dispatcher)
+        self._state.acceptance = self._outbox
+        self._generation = self._new_generation(config)
         self._retired: list[Generation] = []
-        admin = Admin(self._dispatcher, self._counters, self._state)
+        kept = None if self._outbox is None else self._outbox.outbox
+        admin = Admin(self._dispatcher, self._counters, self._state, kept)
         self._admin_server: web.Server = admin.make_server()
         self._intake = Listener("intake", self._generation.answer)
         self._admin = Listener("admin", self._admin_server)
@@ -96,10 +102,17 @@ class Daemon:
         try:
             await self._bind()
             async with self._dispatcher:
-                await self._generation.start()
-                await self._open()
-                await self._stop.wait()
-                return await self._close()
+                try:
+                    if self._outbox is not None:
+                        await self._admin.serve()  # it is looked at meanwhile: a large file takes its time
+                        await self._outbox.start(next(iter(self._admin.addresses), None))
+                    await self._generation.start()
+                    await self._open()
+                    await self._stop.wait()
+                    return await self._close()
+                finally:
+                    if self._outbox is not None:
+                        await self._outbox.aclose()
         finally:
             self._intake.close()
             self._admin.close()
@@ -110,6 +123,10 @@ class Daemon:
                 loop.remove_signal_handler(number)
 
     # --------------------------------------------------------------------------------------------- start
+
+    def _new_generation(self, config: SidecarConfig) -> Generation:
+        outbox = None if self._outbox is None else self._outbox.outbox
+        return Generation(config, self._dispatcher, self._counters, outbox)
 
     async def _bind(self) -> None:
         serve, handed_over = self._config.serve, inherited_sockets(os.environ)
@@ -127,7 +144,8 @@ class Daemon:
 
     async def _open(self) -> None:
         self._warn()
-        await self._admin.serve()
+        if self._outbox is None:
+            await self._admin.serve()
         await self._intake.serve()
         self._state.set_ready()
         intake, admin = (" ".join(one.addresses) for one in (self._intake, self._admin))
@@ -174,7 +192,8 @@ class Daemon:
     def _on_stop(self, number: signal.Signals) -> None:
         held = self._dispatcher.statistics().held
         if self._stopped_by is not None:
-            logger.error("%s again: ended at once, with %d messages unconfirmed", number.name, held)
+            where = "" if self._outbox is None else f"; what was accepted is in {self._outbox.file}"
+            logger.error("%s again: ended at once, with %d messages unconfirmed%s", number.name, held, where)
             self._intake.remove_files()
             os._exit(128 + number)
         self._stopped_by = number
@@ -217,7 +236,7 @@ class Daemon:
                 max_bytes=settings.queue.max_bytes,
                 max_in_flight=settings.limit.max_in_flight,
             )
-            generation = Generation(new.config, self._dispatcher, self._counters, self._state)
+            generation = self._new_generation(new.config)
             await generation.start()
             await self._retire(self._generation, generation)
             logs.set_up(new.config.serve.log_level, new.config.serve.log_format)
@@ -247,7 +266,11 @@ class Daemon:
         self._intake.leave_to_successor()
         if self._reload is not None:
             await asyncio.wait([self._reload])
+        if self._outbox is not None:
+            await self._outbox.withdraw()
         report = await self._dispatcher.aclose()
+        if self._outbox is not None:
+            await self._outbox.aclose()
         self._intake.close()
         grace = max(ANSWER_SECONDS, ends_at - loop.time())
         await asyncio.gather(*(one.aclose(grace) for one in (self._generation, *self._retired)))
@@ -258,11 +281,15 @@ class Daemon:
 
     def _conclude(self, report: DrainReport) -> int:
         unconfirmed = sum(not isinstance(error, MessageRejected) for error in report.failures)
+        is_lost = unconfirmed and self._outbox is None
         logger.log(
-            logging.ERROR if unconfirmed else logging.INFO,
+            logging.ERROR if is_lost else logging.INFO,
             "ended after %.1f s: %d messages delivered meanwhile, %d rejected, %d not confirmed",
             report.seconds, report.delivered, report.rejected, unconfirmed,
         )  # fmt: skip
+        if self._outbox is not None:
+            logger.info("outbox: %s", self._outbox.legacy())
+            unconfirmed = 0  # these stay there
         has_died = self._stopped_by is None
         return EXIT_UNCONFIRMED if unconfirmed or has_died else EXIT_DONE
 

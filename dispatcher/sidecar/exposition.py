@@ -13,22 +13,27 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from dispatcher.metrics import register
+from dispatcher.metrics import register, register_outbox
 from dispatcher.sidecar.counters import IntakeFamily, families
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from dispatcher.dispatcher import Dispatcher
+    from dispatcher.outbox import Outbox
     from dispatcher.sidecar.counters import IntakeCounters
 
 
 class Exposition:
     """The metrics of one sidecar, in the format that is asked for."""
 
-    def __init__(self, dispatcher: Dispatcher, counters: IntakeCounters) -> None:
+    def __init__(
+        self, dispatcher: Dispatcher, counters: IntakeCounters, outbox: Outbox | None = None
+    ) -> None:
         self.registry = CollectorRegistry()
         register(dispatcher, self.registry)
+        if outbox is not None:
+            register_outbox(outbox, self.registry)
         self.registry.register(IntakeCollector(counters))
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
 import orjson
 from aiohttp import web
+
+from dispatcher.errors import DispatcherError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -22,6 +25,8 @@ logger = logging.getLogger("dispatcher")
 
 LISTENERS_MAX: Final = 32
 PERIOD_SECONDS: Final = 1.0
+LOOK_SECONDS: Final = 0.5
+"""For what has to be read from a disk; the samples do not wait for one that hangs."""
 STALL_SECONDS: Final = 5.0
 """A listener that has read nothing for so long, with its buffers full, is dropped."""
 FAREWELL_SECONDS: Final = 1.0
@@ -85,11 +90,18 @@ class Feed:
             # A loop that was held up has missed seconds: they are not made up for.
             due_at = max(due_at + self._period, loop.time())
             try:
+                if self._listeners:
+                    await self._look()
                 self.tick()
             except Exception:
                 if not has_failed:
                     logger.exception("the status could not be read; it is tried again every second")
                 has_failed = True
+
+    async def _look(self) -> None:
+        with suppress(DispatcherError, TimeoutError):  # it is shown as it was
+            async with asyncio.timeout(LOOK_SECONDS):
+                await self._monitor.look()
 
     def tick(self) -> None:
         """Take a sample, and wake the listeners."""

@@ -15,6 +15,7 @@ from dispatcher.sidecar import logs
 from dispatcher.sidecar.app import App
 from dispatcher.sidecar.guard import Guard, make_server
 from dispatcher.sidecar.intake import Intake
+from dispatcher.sidecar.kept_messages import KeptMessages
 from dispatcher.sidecar.proxy import Proxy
 
 if TYPE_CHECKING:
@@ -23,10 +24,10 @@ if TYPE_CHECKING:
     from aiohttp import web
 
     from dispatcher.dispatcher import Dispatcher
+    from dispatcher.outbox import Outbox
     from dispatcher.sidecar.counters import IntakeCounters
     from dispatcher.sidecar.server import Request
     from dispatcher.sidecar.settings import SidecarConfig
-    from dispatcher.sidecar.state import State
 
 CUT_SECONDS: Final = 0.1
 """For a handler that is cancelled to come to its end."""
@@ -36,15 +37,20 @@ class Generation:
     """Guard, intake and proxy under one configuration, and the server of the connections it accepted."""
 
     def __init__(
-        self, config: SidecarConfig, dispatcher: Dispatcher, counters: IntakeCounters, state: State
+        self,
+        config: SidecarConfig,
+        dispatcher: Dispatcher,
+        counters: IntakeCounters,
+        outbox: Outbox | None = None,
     ) -> None:
         serve = config.serve
         for hide in (counters.hide, logs.hide):
             hide(config.dispatcher.token, *config.tokens)
         guard = Guard(config.tokens, config.dispatcher.token, serve.authentication)
         self._proxy = Proxy(config.dispatcher, serve)
-        intake = Intake(dispatcher, serve, counters)
-        self._app = App(dispatcher, intake, self._proxy, guard, counters)
+        intake = Intake(dispatcher, serve, counters, outbox, config.outbox.respond_after)
+        kept = None if outbox is None else KeptMessages(outbox, self._proxy, counters)
+        self._app = App(dispatcher, intake, self._proxy, guard, counters, kept)
         self._server: web.Server = make_server(self._handle, serve, counters)
 
     async def start(self) -> None:

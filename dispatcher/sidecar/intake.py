@@ -10,25 +10,27 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from aiohttp import web
 
-from dispatcher.delivery import Delivery
 from dispatcher.errors import DispatcherError
 from dispatcher.sidecar import answers
 from dispatcher.sidecar.alone import Alone
 from dispatcher.sidecar.bodies import Bodies, broken, too_large
 from dispatcher.sidecar.bulk import Bulk, hurry
 from dispatcher.sidecar.dialect import Dialect, Refused
+from dispatcher.sidecar.durable import DurableSubmission
+from dispatcher.sidecar.durable_parts import DurableDialect
 from dispatcher.sidecar.reply import Reply
-from dispatcher.sidecar.submission import Place, Submission, outcome_of, take_back
+from dispatcher.sidecar.submission import Submission
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable
 
     from dispatcher.dispatcher import Dispatcher
     from dispatcher.message import Message, Receipt
+    from dispatcher.outbox import Outbox
     from dispatcher.sidecar.answers import Answer, Outcome
     from dispatcher.sidecar.counters import IntakeCounters
     from dispatcher.sidecar.server import Request
@@ -48,17 +50,34 @@ class Intake:
         dispatcher: Where every message goes; opened and closed by the daemon.
         serve: Bounds and patience.
         counters: Told of every request and of what was sent alone.
+        outbox: Where every message goes instead, if there is one: durable before it is answered.
+        respond_after: Seconds that a caller then waits for the service's own id.
     """
 
-    def __init__(self, dispatcher: Dispatcher, serve: ServeSettings, counters: IntakeCounters) -> None:
+    def __init__(
+        self,
+        dispatcher: Dispatcher,
+        serve: ServeSettings,
+        counters: IntakeCounters,
+        outbox: Outbox | None = None,
+        respond_after: float = 10.0,
+    ) -> None:
         self._serve = serve
         self._counters = counters
         queue, batch = dispatcher.config.queue, dispatcher.config.batch
-        within = dispatcher.config.deliver_within
-        self._dialect = Dialect(min(batch.max_message_bytes, batch.max_bytes), within)
+        most, room = min(batch.max_message_bytes, batch.max_bytes), dispatcher.engine.room
+        submission: Any
+        if outbox is None:
+            self._dialect = Dialect(most, dispatcher.config.deliver_within)
+            submission = Submission(dispatcher, serve.patience, counters)
+            self._answer_of, self._answer_of_batch = answers.of_receipt, answers.of_batch
+        else:
+            self._dialect = DurableDialect(most, respond_after)
+            submission = DurableSubmission(outbox, respond_after, serve.patience, room, counters)
+            self._answer_of, self._answer_of_batch = answers.of_kept, answers.of_kept_batch
+        self._submission = submission
         budget = max(queue.max_bytes, serve.max_batch_bytes)
-        self._bodies = Bodies(dispatcher.engine.room, budget, serve.patience, counters)
-        self._submission = submission = Submission(dispatcher, serve.patience, counters)
+        self._bodies = Bodies(submission.room, budget, serve.patience, counters)
         # Looked up once, not for each message:
         self._has_room, self._send = submission.has_room, submission.send
         self._max_bytes = serve.max_body_bytes
@@ -85,7 +104,7 @@ class Intake:
                     receipt = await self._send(message)
                 else:
                     receipt = await self._submission.send_patiently(message)
-            response = Reply(*answers.of_receipt(receipt))
+            response = Reply(*self._answer_of(receipt))
         except (DispatcherError, Refused) as error:
             response = self._refused(error)
         except web.RequestPayloadError as error:
@@ -95,11 +114,11 @@ class Intake:
 
     async def _send_late(self, request: Request) -> Receipt:
         """The same for a body that did not come with its head."""
-        async with self._bodies.read(request, self._max_bytes, self._wait_of(request)) as body:
+        async with self._bodies.read(request, self._max_bytes, self._wait_of(request) or None) as body:
             message = self._message(request, body)
-            if self._has_room(len(body)):
-                return await self._send(message)
-            return await self._submission.send_patiently(message)
+            sent = self._send if self._has_room(len(body)) else self._submission.send_patiently
+            receipt: Receipt = await sent(message)
+            return receipt
 
     def _wait_of(self, request: Request) -> float | None:
         """The caller's own patience, in seconds."""
@@ -141,19 +160,19 @@ class Intake:
 
     async def _batch(self, request: Request) -> Answer:
         wait = self._wait_of(request)
-        async with self._bodies.read(request, self._serve.max_batch_bytes, wait) as body:
+        async with self._bodies.read(request, self._serve.max_batch_bytes, wait or None) as body:
             messages = self._dialect.read_batch(body, self._serve.max_items)
             hurry(messages, wait)
-            outcomes = await self._settled(messages, wait or self._serve.patience)
+            outcomes = await self._settled(messages, wait)
         for outcome in outcomes:
             if isinstance(outcome, DispatcherError):
                 self._counters.failed(outcome)
-        return answers.of_batch(outcomes, time.time())
+        return self._answer_of_batch(outcomes, time.time())
 
-    async def _settled(self, messages: list[Message | Refused], patience: float) -> list[Outcome]:
-        """What became of each."""
-        submission, places = self._submission, list[Place]()
-        until = asyncio.get_running_loop().time() + min(patience, self._serve.patience)
+    async def _settled(self, messages: list[Message | Refused], wait: float | None) -> list[Outcome]:
+        """What became of each; `wait` is the caller's own patience."""
+        submission, places, patience = self._submission, list[Any](), self._serve.patience
+        until = asyncio.get_running_loop().time() + min(wait or patience, patience)
         try:
             for number, message in enumerate(messages, 1):
                 place = submission.place_now(message)
@@ -163,20 +182,11 @@ class Intake:
                 places.append(place)
                 if number % ITEMS_A_TURN == 0:
                     await asyncio.sleep(0)
-            return [await _outcome(place) for place in places]
+            outcomes: list[Outcome] = await submission.outcomes(places, wait)
         except asyncio.CancelledError:
-            take_back(places)
+            submission.take_back(places)
             raise
-
-
-async def _outcome(place: Place) -> Outcome:
-    outcome = outcome_of(place)
-    if outcome is None:
-        assert isinstance(place, Delivery)
-        await place.wait()
-        assert place.outcome is not None
-        return place.outcome
-    return outcome
+        return outcomes
 
 
 def not_allowed() -> Refused:

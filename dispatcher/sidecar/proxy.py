@@ -118,20 +118,24 @@ class Proxy:
 
     # ---------------------------------------------------------------------------------------------- requests
 
-    async def handle(self, request: Request, caller: Caller) -> web.StreamResponse:
+    async def handle(self, request: Request, caller: Caller, target: str | None = None) -> web.StreamResponse:
         """Pass one request on and its answer back.
+
+        Args:
+            target: What to ask for instead of what the caller asked for, bound by the same rules.
 
         Raises:
             Refused: Its body is broken; the server answers that.
         """
-        refused = self.refusal(request.method, request.raw_path, caller)
+        target = request.raw_path if target is None else target
+        refused = self.refusal(request.method, target, caller)
         if refused is not None:
             return _error(*refused)
         cancel: Cancel | None = None
         try:
             headers = self._forwarded(request, caller)
-            if caller is not Caller.OWNER and cancels.is_bulk(request.raw_path):
-                cancel = await cancels.read(request, without_token(request.raw_path))
+            if caller is not Caller.OWNER and cancels.is_bulk(target):
+                cancel = await cancels.read(request, without_token(target))
                 _describe(cancel, headers)
         except ValueError as error:
             return _error(400, str(error))
@@ -143,7 +147,7 @@ class Proxy:
         upload = _Upload(request, None if caller is Caller.OWNER else self._serve.max_body_bytes)
         answer = Answer(request, None if caller is Caller.OWNER else self._mask)
         try:
-            return await self._exchange(request, headers, cancel, upload, answer)
+            return await self._exchange(request, target, headers, cancel, upload, answer)
         except (aiohttp.ClientError, OSError, ValueError) as error:
             if upload.refused is not None:
                 raise upload.refused from None
@@ -204,16 +208,17 @@ class Proxy:
     async def _exchange(
         self,
         request: Request,
+        target: str,
         headers: CIMultiDict[str],
         cancel: Cancel | None,
         upload: _Upload,
         answer: Answer,
     ) -> web.StreamResponse:
         assert self._session is not None, "the proxy was not started"
-        target, body = cancel or (request.raw_path, upload if request.body_exists else None)
+        path, body = cancel or (target, upload if request.body_exists else None)
         async with self._session.request(
             request.method,
-            self._url(target),
+            self._url(path),
             headers=headers,
             data=body,
             allow_redirects=False,

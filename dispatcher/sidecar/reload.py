@@ -1,8 +1,8 @@
 """What a new configuration may change in a running daemon, and what it may not. Pure; used by `daemon`.
 
-The token, the callers' tokens, and the bounds of the intake, of what is held and of what is in flight can
-change between two requests. Everything else is built into sockets or lanes: for that the process has to be
-started again, which is said for each by name.
+The token, the callers' tokens, the bounds of the intake, of what is held and of what is in flight, and how
+long a caller of an outbox waits can change between two requests. Everything else is built into sockets, lanes
+or files: for that the process has to be started again, which is said for each by name.
 """
 
 from __future__ import annotations
@@ -11,12 +11,13 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from dispatcher.sidecar.settings import SidecarConfig, every_setting
-from dispatcher.sources import QUEUES, SERVE
+from dispatcher.sources import OUTBOX, QUEUES, SERVE
 
 if TYPE_CHECKING:
     from dispatcher.config import Config
     from dispatcher.settings import Setting
 
+RESPOND_AFTER: Final = f"{OUTBOX}.respond_after"
 ROOM: Final = ("max_messages", "max_bytes")
 CHANGEABLE: Final = frozenset(
     f"{SERVE}.{name}"
@@ -25,7 +26,7 @@ CHANGEABLE: Final = frozenset(
         *("max_body_bytes", "max_batch_bytes", "max_items", "head_timeout", "body_timeout"),
         *("request_timeout", "idle_timeout", "log_level", "log_format"),
     )
-) | {"token", *(f"queue.{name}" for name in ROOM), "limit.max_in_flight"}
+) | {"token", *(f"queue.{name}" for name in ROOM), "limit.max_in_flight", RESPOND_AFTER}
 """Settings that SIGHUP changes."""
 
 
@@ -67,6 +68,7 @@ def change(now: SidecarConfig, wanted: SidecarConfig) -> Change:
             **now.origins,
             **{one.path: wanted.origins[one.path] for one in taken if one.path in wanted.origins},
         },
+        replace(now.outbox, respond_after=wanted.outbox.respond_after),
     )
     refused = [_words(one, now, wanted) for one in different if one.path not in CHANGEABLE]
     if now.dispatcher.queues != wanted.dispatcher.queues:

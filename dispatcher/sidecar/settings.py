@@ -1,4 +1,4 @@
-"""The sidecar's configuration: the section `serve` beside the library's settings, and where each came from.
+"""The sidecar's configuration: the sections `serve` and `outbox`, the library's settings, and their origins.
 
 `[serve] port` in TOML, `DISPATCHER_SERVE_PORT`, `--serve-port` (and `--port`) are one setting. Everything
 that would be unsafe or cannot work is refused here, before anything listens. No secret is in a `repr` or an
@@ -22,6 +22,7 @@ from dispatcher.config import Config
 from dispatcher.errors import ConfigError
 from dispatcher.sections import MEBIBYTE
 from dispatcher.settings import MASK, check_fields, setting, settings_of
+from dispatcher.sidecar.outbox_settings import OutboxSettings, outbox_settings
 
 if TYPE_CHECKING:
     import argparse
@@ -34,7 +35,7 @@ _DAY: Final = 86_400
 SHORT_FLAGS: Final[Mapping[str, str]] = {
     f"serve.{name}": "--" + name.replace("_", "-")
     for name in ("host", "port", "admin_host", "admin_port", "socket", "patience", "proxy", "workers")
-}
+} | {"outbox.file": "--outbox"}
 """Settings that are given often: they have a flag without `serve` too."""
 
 
@@ -192,6 +193,7 @@ class SidecarConfig:
     """What callers may present; the upstream's own token where no others are given."""
     origins: Mapping[str, str] = field(repr=False, hash=False, default_factory=dict)
     """Of each setting by dotted name: `flag`, `environment NAME`, `file PATH` or `default`."""
+    outbox: OutboxSettings = field(default_factory=OutboxSettings)
 
     def __post_init__(self) -> None:
         serve = self.serve
@@ -222,14 +224,16 @@ class SidecarConfig:
         given = sources.read(known, environment, file, overrides)
         dispatcher = Config.of(given.values)
         serve = ServeSettings(**sources.within(given.values, sources.SERVE))
+        outbox = OutboxSettings(**sources.within(given.values, sources.OUTBOX))
         paths = [*(one.path for one in known), *([sources.QUEUES] if dispatcher.queues else [])]
         origins = {path: given.origins.get(path, sources.DEFAULT) for path in paths}
-        return cls(dispatcher, serve, _tokens(serve) or (dispatcher.token,), origins)
+        return cls(dispatcher, serve, _tokens(serve) or (dispatcher.token,), origins, outbox)
 
     def value(self, path: str) -> Any:
         """The value of a setting by its dotted name."""
         section, _, name = path.partition(".")
-        value: Any = self.serve if section == sources.SERVE else getattr(self.dispatcher, section)
+        owner = self if section in (sources.SERVE, sources.OUTBOX) else self.dispatcher
+        value: Any = getattr(owner, section)
         return getattr(value, name) if name else value
 
     def rows(self) -> Iterator[tuple[str, str, str]]:
@@ -251,7 +255,7 @@ def serve_settings() -> tuple[Setting, ...]:
 
 def every_setting() -> list[Setting]:
     """The library's settings, then the sidecar's own."""
-    return [*library.settings(), *serve_settings()]
+    return [*library.settings(), *serve_settings(), *outbox_settings()]
 
 
 def serve_settings_table() -> str:

@@ -7,7 +7,7 @@ state is an argument here; nothing is asked of the upstream.
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Final, Literal, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -18,6 +18,18 @@ HALTED: Final = frozenset({"halted", "refused"})
 """States of a dispatcher to which nothing should be sent: the upstream refuses its token or URL."""
 ENDED: Final = frozenset({"draining", "closed"})
 """States of a dispatcher that takes nothing more."""
+
+
+class Acceptance(Protocol):
+    """What accepts without the upstream."""
+
+    def why_not_accepting(self) -> str:
+        """Empty if it does."""
+        ...
+
+    def why_not_alive(self) -> str:
+        """Empty if it works."""
+        ...
 
 
 class State:
@@ -34,6 +46,8 @@ class State:
         self.phase: Phase = "starting"
         self.started_at = wall()
         """Unix seconds."""
+        self.acceptance: Acceptance | None = None
+        """Of an outbox: it accepts whatever the upstream says."""
         self._clock = clock
         self._began = clock()
 
@@ -71,18 +85,23 @@ class State:
         """Why callers should be sent elsewhere, empty if they should not.
 
         A pause the service asked for and an outage are no reasons: they hit every instance alike, what is
-        held in the meantime is delivered afterwards, and a full sidecar makes its callers wait.
+        held in the meantime is delivered afterwards, and a full sidecar makes its callers wait. With an
+        outbox a halt is none either, but one that cannot keep anything is.
         """
         if self.phase != "ready":
             return self.phase
-        if dispatcher_state in HALTED:
-            return f"{dispatcher_state}: the upstream refuses the token or URL"
         if dispatcher_state in ENDED:
             return "the dispatcher has stopped"
+        if self.acceptance is not None:
+            return self.acceptance.why_not_alive() or self.acceptance.why_not_accepting()
+        if dispatcher_state in HALTED:
+            return f"{dispatcher_state}: the upstream refuses the token or URL"
         return ""
 
     def why_not_alive(self, dispatcher_state: str) -> str:
-        """Why only another process would help, empty if this one works: its dispatcher died."""
-        if self.phase == "ready" and dispatcher_state in ENDED:
+        """Why only another process would help, empty if this one works: its dispatcher or relay died."""
+        if self.phase != "ready":
+            return ""
+        if dispatcher_state in ENDED:
             return "the dispatcher has stopped"
-        return ""
+        return "" if self.acceptance is None else self.acceptance.why_not_alive()

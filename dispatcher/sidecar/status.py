@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from dispatcher.core.tally import Histogram
     from dispatcher.dispatcher import Dispatcher
+    from dispatcher.sidecar.admin_outbox import OutboxAdmin
     from dispatcher.sidecar.counters import IntakeCounters
     from dispatcher.sidecar.state import State
     from dispatcher.statistics import Statistics
@@ -96,6 +97,7 @@ class Monitor:
         dispatcher: Dispatcher,
         counters: IntakeCounters,
         state: State,
+        outbox: OutboxAdmin | None = None,
         *,
         clock: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
@@ -103,6 +105,7 @@ class Monitor:
         self._dispatcher = dispatcher
         self._counters = counters
         self._state = state
+        self._outbox = outbox
         self._clock = clock
         self._wall = wall
         self._samples: deque[Sample] = deque(maxlen=HISTORY_SAMPLES)
@@ -137,6 +140,11 @@ class Monitor:
         )
         self._samples.append(sample)
         return sample
+
+    async def look(self) -> None:
+        """Read what cannot be read at once: the outbox's dead letters."""
+        if self._outbox is not None:
+            await self._outbox.look()
 
     def _mark(self) -> Mark:
         statistics, tally = self._dispatcher.statistics(), self._dispatcher.engine.tally
@@ -217,6 +225,7 @@ class Monitor:
             "messages": self._messages(statistics),
             "requests": self._requests(statistics),
             "intake": self._counters.snapshot(),
+            "outbox": None if self._outbox is None else self._outbox.status(),
             "events": list(self._events),
             "sample": self._samples[-1]._asdict() if self._samples else None,
         }

@@ -18,7 +18,7 @@ from dispatcher.sidecar.dialect import Refused
 from dispatcher.streams import Places
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from dispatcher.dispatcher import Dispatcher
     from dispatcher.message import Message, Receipt
@@ -41,6 +41,7 @@ class Submission:
     """
 
     def __init__(self, dispatcher: Dispatcher, patience: float, counters: IntakeCounters) -> None:
+        self.room = dispatcher.engine.room
         self.send = dispatcher.send
         """For a message that `has_room`: its receipt, or its error."""
         self.patience = patience
@@ -133,6 +134,14 @@ class Submission:
         self.count(message)
         return delivery
 
+    async def outcomes(self, places: Sequence[Place], _wait: float | None) -> list[Outcome]:
+        """What became of each, once that is known."""
+        return [await _outcome(place) for place in places]
+
+    def take_back(self, places: Iterable[object]) -> None:
+        """Their caller has gone: what has not left is withdrawn, the rest goes on without it."""
+        take_back(places)
+
     def count(self, message: Message) -> None:
         """Count it if it is sent alone."""
         if isinstance(message, Alone):
@@ -199,6 +208,16 @@ def take_back(places: Iterable[object]) -> None:
     for place in places:
         if isinstance(place, Delivery) and place.outcome is None and not place.withdraw():
             place.is_claimed = False
+
+
+async def _outcome(place: Place) -> Outcome:
+    outcome = outcome_of(place)
+    if outcome is None:
+        assert isinstance(place, Delivery)
+        await place.wait()
+        assert place.outcome is not None
+        return place.outcome
+    return outcome
 
 
 def outcome_of(place: Place) -> Outcome | None:

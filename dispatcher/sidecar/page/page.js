@@ -219,6 +219,8 @@
       const more = gate.stopped_queues_total - gate.stopped_queues.length;
       found.push(["warn", `${many(gate.stopped_queues_total, "queue")} stopped at a failed message:`, `${gate.stopped_queues.join(", ")}${more ? ` and ${count(more)} more` : ""}.`]);
     }
+    const box = now.outbox;
+    if (box && (box.failure || box.death)) found.push(["bad", "Outbox.", `${box.death || box.failure}. ${box.death ? "Restart the process." : "Nothing is accepted until it works again."}`]);
     return found;
   }
 
@@ -298,6 +300,21 @@
     }), "Nothing yet.", 3);
   }
 
+  /** What the outbox keeps; nothing where there is none. */
+  function drawOutbox(now) {
+    const box = now.outbox;
+    $("outbox").hidden = !box;
+    if (!box) return;
+    const oldest = box.oldest_age === null ? "" : `, the oldest for ${age(box.oldest_age)}`;
+    const free = box.free_bytes === null ? "" : `, ${bytes(box.free_bytes)} free`;
+    put("outbox-facts", `${many(box.waiting + box.claimed, "message")} held${oldest} (${count(box.claimed)} on their way) · `
+      + `${many(box.dead, "dead letter")} · ${bytes(box.disk_bytes)} on disk${free}`);
+    table("letters", box.dead_letters.map((one) => [
+      { text: instant(one.acceptedAt, now.at), kind: "nowrap" }, { text: one.messageId, kind: "nowrap" },
+      one.destination, { number: count(one.attempts.length) }, { text: one.reason },
+    ]), box.dead ? "They are being read." : "No dead letters.", 5);
+  }
+
   // ---------------------------------------------------------------------------------------------- the stream
 
   let latest = null, isPaused = false, source = null, heardAt = 0, retry = 0, hasEnded = false, drawnAt = 0;
@@ -307,6 +324,7 @@
     drawnAt = latest.at;
     drawHead(latest);
     drawTiles(latest);
+    drawOutbox(latest);
     drawTables(latest);
     drawCharts();
   }

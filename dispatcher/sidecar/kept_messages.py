@@ -1,0 +1,135 @@
+"""Messages of the outbox by their id: looked up, taken back, passed on once the service knows them.
+
+`GET` and `DELETE /v2/messages/out_…` are answered as far as the store knows; of a delivered message the
+request goes on to the upstream under the service's own id. Who may do so is the proxy's to say. `GET
+/dispatcher/outbox/{id}` tells the state. Called by `app`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+import orjson
+
+from dispatcher.errors import OutboxError
+from dispatcher.outbox.codec import unpack
+from dispatcher.sidecar.counters import clean
+from dispatcher.sidecar.reply import Reply
+
+if TYPE_CHECKING:
+    from aiohttp import web
+
+    from dispatcher.outbox import Found, Outbox
+    from dispatcher.sidecar.counters import IntakeCounters
+    from dispatcher.sidecar.guard import Caller
+    from dispatcher.sidecar.proxy import Proxy
+    from dispatcher.sidecar.server import Request
+
+MESSAGES: Final = "/v2/messages/"
+KEPT: Final = f"{MESSAGES}out_"
+STATES: Final = "/dispatcher/outbox/"
+NOT_FOUND: Final = "message not found"
+UNREADABLE: Final = "the outbox cannot be read now"
+LEFT: Final = "the message may have left already; ask again when it is delivered"
+RETRY: Final = (("Retry-After", "5"),)
+
+
+class KeptMessages:
+    """Answers for one outbox."""
+
+    def __init__(self, outbox: Outbox, proxy: Proxy, counters: IntakeCounters) -> None:
+        self._outbox = outbox
+        self._proxy = proxy
+        self._counters = counters
+
+    async def handle(self, request: Request, caller: Caller) -> web.StreamResponse:
+        """A request to `/v2/messages/out_…`."""
+        target = request.raw_path
+        refused = self._proxy.refusal(request.method, target, caller)
+        if refused is not None:
+            return _error(*refused)
+        if request.method not in ("GET", "DELETE"):
+            return _error(405, "method not allowed, use GET or DELETE")
+        message_id, mark, query = target[len(MESSAGES) :].partition("?")
+        try:
+            found = await self._outbox.find(message_id)
+            if request.method == "DELETE" and found is not None and found.receipt is None:
+                if await self._outbox.cancel(message_id):
+                    return Reply(202, orjson.dumps({"cancelled": 1}))
+                found = await self._outbox.find(message_id)
+        except OutboxError:
+            return _error(503, UNREADABLE, RETRY)
+        if found is None or (found.receipt is None and request.method == "DELETE"):
+            is_under_way = found is not None and found.state in ("waiting", "claimed")
+            return _error(409, LEFT) if is_under_way else _error(404, NOT_FOUND)
+        if found.receipt is not None and found.receipt.message_id is not None:
+            under = f"{MESSAGES}{found.receipt.message_id}{mark}{query}"
+            return await self._proxy.handle(request, caller, under)
+        if request.method == "DELETE":
+            return _error(409, "the message went to several endpoints: cancel each by its own id")
+        return Reply(200, orjson.dumps(view(found)))
+
+    async def tell(self, target: str) -> tuple[int, dict[str, Any]]:
+        """Status and value for a `GET` of `/dispatcher/outbox/{id}`."""
+        try:
+            found = await self._outbox.find(target[len(STATES) :].partition("?")[0])
+        except OutboxError:
+            return 503, {"error": UNREADABLE}
+        if found is None:
+            return 404, {"error": NOT_FOUND}
+        return 200, state_of(found, self._counters.hidden)
+
+
+def view(found: Found) -> dict[str, Any]:
+    """A message in the service's form, as far as it is known."""
+    value: dict[str, Any] = {
+        "messageId": found.record.id,
+        "state": found.state,
+        "createdAt": round(found.record.accepted_at * 1000),
+    }
+    try:
+        destination = unpack(found.record.data).message.destination
+    except OutboxError:  # only its receipt is kept
+        destination = ""
+    if "://" in destination:
+        value["url"] = destination
+    elif destination:
+        value["api" if destination.startswith("api/") else "topicName"] = destination
+    if found.record.queue is not None:
+        value["queueName"] = found.record.queue
+    if found.receipt is not None:
+        value["messageIds"] = list(found.receipt.message_ids)
+    return value
+
+
+def state_of(found: Found, hidden: tuple[str, ...] = ()) -> dict[str, Any]:
+    """What became of a message so far; texts without what is secret.
+
+    Args:
+        hidden: Secrets that no text may show.
+    """
+    receipt = found.receipt
+    return {
+        "messageId": found.record.id,
+        "state": found.state,
+        "queue": found.record.queue,
+        "acceptedAt": round(found.record.accepted_at, 3),
+        "due": round(found.due, 3) if found.due else None,
+        "settledAt": found.settled_at,
+        "reason": clean(found.reason, hidden),
+        "messageIds": list(receipt.message_ids) if receipt is not None else [],
+        "deduplicated": receipt is not None and receipt.deduplicated,
+        "duplicatePossible": receipt is not None and receipt.duplicate_possible,
+        "attempts": [
+            {
+                "after": round(one.after, 3),
+                "outcome": clean(one.outcome, hidden),
+                "duration": round(one.duration, 3),
+            }
+            for one in found.attempts
+        ],
+    }
+
+
+def _error(status: int, text: str, headers: tuple[tuple[str, str], ...] = ()) -> Reply:
+    return Reply(status, orjson.dumps({"error": text}), headers)
