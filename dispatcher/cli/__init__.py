@@ -23,6 +23,7 @@ COMMANDS: Final = {
     "check": "print the settings of `serve` with their origin, and ask the upstream for its opinion",
     "demo": "send 20,000 mixed messages through a faulty local upstream and check every one",
     "dev": "run a local upstream that behaves like the service, faults included",
+    "outbox": "look at the file of an outbox, and decide about its dead letters",
     "send": "send messages from a file or a pipe, NDJSON, any size",
     "serve": "run the sidecar: any SDK publishes to it, and full batches leave it",
 }

@@ -63,6 +63,13 @@ is kept.
 
 Both files are written anew. A file that is read cannot be written.
 
+--outbox: lines are accepted in the file, an SQLite database, and sent from there. Killed or stopped, the same
+command goes on behind the last line that was accepted: none is lost, and none is accepted twice; within ten
+minutes of its first attempt none is delivered twice. An input is known by its path, or by --run, and has to
+begin with the lines that were accepted before; more may have been added. What the service rejected stays in
+the file: see `dispatcher outbox`. One process at a time may have the file open. It ends when all that the
+file holds has settled; there are neither --receipts nor --failures.
+
 exit code: 0 all delivered, 1 some not, or not all was read; 2 wrong usage or configuration, or the token or
 the URL was refused before anything was delivered. Ctrl-C and SIGTERM stop the reading and wait for what is
 held, --drain-within at most; the second one stops at once, with 128 + the signal's number.
@@ -77,6 +84,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("file", metavar="FILE|-", help="NDJSON file, or - for standard input")
     add("--receipts", metavar="FILE", help="write one line for each line of the input; - for standard output")
     add("--failures", metavar="FILE", help="write what was not delivered, as lines to send again")
+    add(
+        "--outbox", metavar="FILE", help="accept each line durably in this file first; resumes where it ended"
+    )
+    add("--run", metavar="NAME", help="with --outbox: what this input is known by (default: its path)")
     add("--token-file", metavar="FILE", help="file that holds the token, instead of QSTASH_TOKEN")
     add("--config", metavar="FILE", help="TOML file with settings, instead of DISPATCHER_CONFIG's")
     add("--no-progress", action="store_true", help="no progress line (there is none without a terminal)")
@@ -97,6 +108,8 @@ def run(arguments: argparse.Namespace) -> int:
         screen.fail(f"{arguments.file} cannot be read: {error.strerror}")
         return EXIT_USAGE
     with source:
+        if arguments.outbox is not None or arguments.run is not None:
+            return _run_durably(arguments, config, source, screen)
         try:
             outputs = _open_outputs(arguments, source)
         except (OSError, ValueError) as error:
@@ -106,6 +119,27 @@ def run(arguments: argparse.Namespace) -> int:
             spare_collector()
             has_progress = not (arguments.quiet or arguments.no_progress) and screen.is_terminal
             return run_in_loop(_send(config, source, outputs, screen, has_progress=has_progress))
+
+
+def _run_durably(arguments: argparse.Namespace, config: Config, source: Input, screen: Screen) -> int:
+    from dispatcher.cli._durable import run_name, send_durably
+    from dispatcher.outbox import SQLiteStore
+
+    try:
+        if arguments.outbox is None:
+            raise ValueError("--run goes with --outbox")
+        if arguments.receipts is not None or arguments.failures is not None:
+            raise ValueError(
+                "with --outbox there are no --receipts and --failures: `dispatcher outbox` tells"
+            )
+        run = run_name(arguments.file, source.is_standard, arguments.run)
+    except ValueError as error:
+        screen.fail(str(error))
+        return EXIT_USAGE
+    store = SQLiteStore(arguments.outbox)
+    with library_log_on(screen):
+        spare_collector()
+        return run_in_loop(send_durably(config, store, source, run, screen, _signals_ask))
 
 
 def _open_outputs(arguments: argparse.Namespace, source: Input) -> Outputs:

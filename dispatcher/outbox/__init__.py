@@ -6,7 +6,7 @@
 from dispatcher.outbox.memory import MemoryStore
 from dispatcher.outbox.outbox import Outbox
 from dispatcher.outbox.sqlite import SQLiteStore
-from dispatcher.outbox.store import Found, Store, StoreStatus
+from dispatcher.outbox.store import Found, Mark, Store, StoreStatus
 from dispatcher.outbox.stored import Stored
 
-__all__ = ["Found", "MemoryStore", "Outbox", "SQLiteStore", "Store", "StoreStatus", "Stored"]
+__all__ = ["Found", "Mark", "MemoryStore", "Outbox", "SQLiteStore", "Store", "StoreStatus", "Stored"]

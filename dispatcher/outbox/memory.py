@@ -19,6 +19,7 @@ from dispatcher.outbox.store import (
     Dead,
     Delivered,
     Found,
+    Mark,
     Record,
     Returned,
     State,
@@ -69,6 +70,7 @@ class MemoryStore:
         """What is not delivered, in the order of positions."""
         self._positions: dict[str, int] = {}
         self._delivered: dict[str, _Kept] = {}
+        self._marks: dict[str, bytes] = {}
         self._next = 1
         self._bytes = 0
         self._commits = 0
@@ -89,7 +91,7 @@ class MemoryStore:
         self._is_open = False
         self._bell.set(0.0)
 
-    async def append(self, records: Sequence[Record]) -> None:
+    async def append(self, records: Sequence[Record], mark: Mark | None = None) -> None:
         """Keep all of them or none; see `Store.append`."""
         self._check_open()
         size = sum(len(record.data) for record in records)
@@ -106,6 +108,8 @@ class MemoryStore:
             self._positions[record.id] = self._next
             self._next += 1
         self._bytes += size
+        if mark is not None:
+            self._marks[mark.name] = mark.value
         self._commit()
 
     async def claim(self, messages: int, size_bytes: int, now: float) -> list[Claim]:
@@ -179,6 +183,11 @@ class MemoryStore:
         self._forget(kept)
         self._commit()
         return True
+
+    async def mark(self, name: str) -> bytes | None:
+        """See `Store.mark`."""
+        self._check_open()
+        return self._marks.get(name)
 
     async def dead_letters(self, after: str | None = None, limit: int = 100) -> list[Found]:
         """See `Store.dead_letters`."""

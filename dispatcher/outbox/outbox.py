@@ -13,7 +13,14 @@ from copy import copy
 from typing import TYPE_CHECKING, Literal, Self
 
 from dispatcher.core.wire import Encoded, Encoder
-from dispatcher.errors import ConfigError, DispatcherError, MessageInvalid, OutboxError, StoreFull
+from dispatcher.errors import (
+    ConfigError,
+    DispatcherError,
+    MessageInvalid,
+    MessageTooLarge,
+    OutboxError,
+    StoreFull,
+)
 from dispatcher.identity import id_source, unwatch, watch
 from dispatcher.message import Message
 from dispatcher.outbox.codec import pack
@@ -23,13 +30,15 @@ from dispatcher.outbox.store import Record
 from dispatcher.outbox.stored import Stored
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
     from types import TracebackType
 
     from dispatcher.dispatcher import Dispatcher
     from dispatcher.message import Receipt
-    from dispatcher.outbox.store import Found, Store, StoreStatus
+    from dispatcher.outbox.store import Found, Mark, Store, StoreStatus
 
+Place = Stored | MessageInvalid | MessageTooLarge
+"""What became of one of several messages."""
 NOT_OPEN = "the outbox is not open: use `async with Outbox(…)` or `await start()`"
 CLOSED = "the outbox is closed"
 FORKED = "this process was forked after the outbox was opened; open one in the child, over another store"
@@ -165,6 +174,38 @@ class Outbox:
             for place in places
         ]
 
+    async def put_marked(
+        self, messages: Iterable[Message], mark: Callable[[Sequence[Place]], Mark]
+    ) -> list[Place]:
+        """Accept these and a mark, together or not at all; in the place of one that is wrong, why.
+
+        For who reads a source and wants to read on, after a crash, exactly behind what was accepted:
+        `store.mark(name)` says where that is.
+
+        Args:
+            mark: Makes the mark of what is to be accepted, and what is wrong.
+
+        Raises:
+            StoreFull: There is no room for all of them; nothing was accepted.
+            OutboxError: It could not be made durable.
+        """
+        if self._refusal is not None:
+            raise OutboxError(self._refusal)
+        committed = self._loop.create_future()
+        places: list[Place] = []
+        records = []
+        for message in messages:
+            try:
+                record, stored = self._kept(message, committed)
+            except (MessageInvalid, MessageTooLarge) as error:
+                places.append(error)
+            else:
+                records.append(record)
+                places.append(stored)
+        await self.store.append(records, mark(places))
+        committed.set_result(None)
+        return places
+
     async def send(self, message: Message) -> Receipt:
         """Accept one message, and wait for its receipt.
 
@@ -193,19 +234,24 @@ class Outbox:
         """
         if self._refusal is not None:
             raise OutboxError(self._refusal)
+        if not self._pending:
+            self._committed = self._loop.create_future()
+        record, stored = self._kept(message, self._committed)
+        if not self._pending:
+            self._loop.call_soon(self._commit)
+        self._pending.append((record, stored))
+        return stored
+
+    def _kept(self, message: Message, committed: asyncio.Future[None]) -> tuple[Record, Stored]:
+        """A message as it will be kept, and as its caller will have it."""
         if not isinstance(message, Message):
             raise MessageInvalid(f"expected a Message, not {type(message).__name__}")
         now = time.time()
         if self._fixes_delays:
             message = fixed(message, now)
         encoded, identity = self._encode(message)
-        if not self._pending:
-            self._committed = self._loop.create_future()
-            self._loop.call_soon(self._commit)
-        stored = Stored(identity, encoded.deduplication_id, self._committed, self._relay)
-        record = Record(identity, pack(message, encoded), message.queue or None, now)
-        self._pending.append((record, stored))
-        return stored
+        stored = Stored(identity, encoded.deduplication_id, committed, self._relay)
+        return Record(identity, pack(message, encoded), message.queue or None, now), stored
 
     def _encode(self, message: Message) -> tuple[Encoded, str]:
         """What will travel, and the id; where we draw the deduplication id, it is the same."""

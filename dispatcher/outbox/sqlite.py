@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from dispatcher.outbox.sqlite_ledger import Ledger
     from dispatcher.outbox.sqlite_schema import Synchronous
-    from dispatcher.outbox.store import Claim, Found, Record, Settlement
+    from dispatcher.outbox.store import Claim, Found, Mark, Record, Settlement
 
 GIB: Final = 1 << 30
 MIB: Final = 1 << 20
@@ -133,15 +133,15 @@ class SQLiteStore:
 
     # ----------------------------------------------------------------------------------------- messages
 
-    async def append(self, records: Sequence[Record]) -> None:
+    async def append(self, records: Sequence[Record], mark: Mark | None = None) -> None:
         """Keep all of them or none; see `Store.append`."""
         self._check()
-        if not records:
+        if not records and mark is None:
             return
         size = sum([len(record.data) for record in records])
         self._check_room(len(records), size)
         job = self._job("append", Kind.APPEND)
-        job.records, job.size = records, size
+        job.records, job.size, job.mark = records, size, mark
         self._pending_messages += len(records)
         self._pending_bytes += size
         await self._ask(job)
@@ -181,6 +181,13 @@ class SQLiteStore:
         return bool(
             await self._command("cancel", Kind.COMMAND, lambda ledger: commands.cancel(ledger, message_id))
         )
+
+    async def mark(self, name: str) -> bytes | None:
+        """See `Store.mark`."""
+        value: bytes | None = await self._command(
+            "mark", Kind.LOOK, lambda ledger: commands.mark(ledger, name)
+        )
+        return value
 
     async def dead_letters(self, after: str | None = None, limit: int = 100) -> list[Found]:
         """See `Store.dead_letters`."""

@@ -54,6 +54,12 @@ def _cancelled(ledger: Ledger, row: Row) -> None:
         ledger.order.drop(row.position, row.queue)
 
 
+def mark(ledger: Ledger, name: str) -> bytes | None:
+    """The value of a mark."""
+    found = ledger.connection.execute("SELECT value FROM marks WHERE name = ?", (name,)).fetchone()
+    return None if found is None else bytes(found[0])
+
+
 def dead_letters(ledger: Ledger, after: str | None, limit: int) -> list[Found]:
     """In the order of positions."""
     behind = None if after is None else _row(ledger, after)

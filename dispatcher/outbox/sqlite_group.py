@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from dispatcher.outbox.sqlite_ledger import Ledger
-    from dispatcher.outbox.store import Record, Settlement
+    from dispatcher.outbox.store import Mark, Record, Settlement
 
 SQLITE_FULL: Final = 13
 NOBODYS_FAULT: Final = frozenset({SQLITE_FULL, 5, 6, 7, 8, 10, 11, 14, 23, 26})
@@ -51,6 +51,7 @@ class Job:
         "future",
         "is_done",
         "kind",
+        "mark",
         "name",
         "records",
         "result",
@@ -63,6 +64,8 @@ class Job:
         self.kind = kind
         self.future = future
         self.records: Sequence[Record] = ()
+        self.mark: Mark | None = None
+        """Kept with the records."""
         self.settlements: Sequence[Settlement] = ()
         self.claim: tuple[int, int, float] = (0, 0, 0.0)
         self.command: Callable[[Ledger], Any] | None = None
@@ -169,18 +172,19 @@ def _append(ledger: Ledger, jobs: Sequence[Job]) -> None:
     if not jobs:
         return
     records = jobs[0].records if len(jobs) == 1 else [one for job in jobs for one in job.records]
-    if _tried(ledger, records) is None:
+    if _tried(ledger, records, [job.mark for job in jobs]) is None:
         return
     for job in jobs:
-        job.error = _tried(ledger, job.records)
+        job.error = _tried(ledger, job.records, [job.mark])
 
 
-def _tried(ledger: Ledger, records: Sequence[Record]) -> OutboxError | None:
-    """What is wrong with these records; they are not appended then."""
+def _tried(ledger: Ledger, records: Sequence[Record], marks: Sequence[Mark | None]) -> OutboxError | None:
+    """What is wrong with these records; they are not appended then, and not marked."""
     connection = ledger.connection
     connection.execute("SAVEPOINT appending")
     try:
         ledger.append(records)
+        ledger.mark(one for one in marks if one is not None)
     except (sqlite3.Error, UnicodeError, OverflowError, TypeError) as error:
         if code_of(error) in NOBODYS_FAULT:
             raise

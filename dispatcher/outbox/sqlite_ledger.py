@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     import sqlite3
     from collections.abc import Callable, Iterable, Sequence
 
-    from dispatcher.outbox.store import Settlement
+    from dispatcher.outbox.store import Mark, Settlement
 
 RECENT_BYTES_MAX: Final = 8 << 20
 """Of what was just appended, kept for whoever claims it next; once he falls behind, nothing is kept."""
@@ -129,6 +129,11 @@ class Ledger:
             self._recent_bytes += size
             if self._recent_bytes > RECENT_BYTES_MAX:
                 self.forget_recent()
+
+    def mark(self, marks: Iterable[Mark]) -> None:
+        """How far something was read; what is said last of a name is what counts."""
+        for one in marks:
+            self.connection.execute("INSERT OR REPLACE INTO marks VALUES (?, ?)", (one.name, one.value))
 
     def _unappend(self, first: int) -> None:
         self.order.end = first

@@ -153,6 +153,7 @@ def _fill(image: Path, new: Path) -> tuple[int, int]:
         target.execute("BEGIN")
         with closing(_reader(image)) as source:
             reading = _Reading(source)
+            _copy_marks(source, target)
             spans = _spans(source)
             target.executemany("INSERT INTO claims (first, last, at, crc) VALUES (?, ?, ?, ?)", spans or ())
             insert = _inserter(target, spans)
@@ -260,6 +261,14 @@ def _spans(source: sqlite3.Connection) -> list[Span] | None:
     except Exception:  # whatever a damaged value makes of it
         return None
     return spans if is_right else None
+
+
+def _copy_marks(source: sqlite3.Connection, target: sqlite3.Connection) -> None:
+    """How far sources were read; whose mark is lost reads from the beginning, and is told why."""
+    try:
+        target.executemany("INSERT INTO marks VALUES (?, ?)", source.execute("SELECT name, value FROM marks"))
+    except sqlite3.Error as error:
+        logger.error("outbox: how far its sources were read cannot be read: %s", error)
 
 
 def _expected(source: sqlite3.Connection) -> int | None:

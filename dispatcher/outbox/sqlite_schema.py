@@ -43,11 +43,13 @@ TABLES: Final = (
     crc INTEGER NOT NULL)""",
     """CREATE TABLE claims (first INTEGER PRIMARY KEY, last INTEGER NOT NULL, at REAL NOT NULL,
     crc INTEGER NOT NULL)""",
+    "CREATE TABLE marks (name TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID",
     "CREATE TABLE damaged (position INTEGER, id, queue, accepted_at, state, data, history, crc)",
     "CREATE INDEX in_queues ON messages (queue, position) WHERE state = 0 AND queue IS NOT NULL",
     "CREATE INDEX looked_at ON messages (state, position) WHERE state > 1",
 )
-"""`claims` has a row for each run of fresh rows claimed together; `damaged` what failed its checksum."""
+"""`claims` has a row for each run of fresh rows claimed together; `damaged` what failed its checksum; `marks`
+how far the sources of messages have been read."""
 
 
 def connect(path: Path) -> sqlite3.Connection:

@@ -21,6 +21,7 @@ from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Final
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from dispatcher.errors import OutboxError
 from dispatcher.outbox.sqlite_group import NO_SPACE, SQLITE_FULL, Job, code_of, run_group
@@ -105,6 +106,8 @@ class StoreThread(threading.Thread):
         """Those that are not answered."""
         self._errors: Counter[str] = Counter()
         self._oldest_at: float | None = None
+        self._status = StoreStatus()
+        """As it was told last."""
         self._free_bytes = self._disk_bytes = self._recovered = self._lost = self._commits = 0
 
     def run(self) -> None:
@@ -228,7 +231,7 @@ class StoreThread(threading.Thread):
         for job in left:
             job.refuse(OutboxError("it is closed"))
         with suppress(RuntimeError):
-            self._publish(left, Published(StoreStatus(failure="it is closed")), None)
+            self._publish(left, Published(replace(self._status, failure="it is closed")), None)
 
     # ----------------------------------------------------------------------------------------- the work
 
@@ -361,6 +364,7 @@ class StoreThread(threading.Thread):
         )
         due_at = inf if self._failure else ledger.order.due_at
         kept = ledger.held_bytes + ledger.dead_bytes
+        self._status = status
         self._publish(jobs, Published(status, due_at, kept, self._is_full, is_open=True), None)
 
 

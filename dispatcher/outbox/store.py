@@ -43,6 +43,14 @@ class Record(Struct, gc=False, frozen=True):
     """Unix seconds."""
 
 
+class Mark(Struct, gc=False, frozen=True):
+    """How far something has been read: kept with what came from it, so that it is read on from there."""
+
+    name: str
+    value: bytes
+    """Only who reads knows what it says."""
+
+
 class Claim(Struct, gc=False):
     """One message that is to be tried."""
 
@@ -146,8 +154,8 @@ class Store(Protocol):
         """Finish what was asked for, and give the store free."""
         ...
 
-    async def append(self, records: Sequence[Record]) -> None:
-        """Keep all of them or none.
+    async def append(self, records: Sequence[Record], mark: Mark | None = None) -> None:
+        """Keep all of them or none; with them a mark, in the place of the one of its name.
 
         Raises:
             StoreFull: A bound is reached; later there may be room.
@@ -177,6 +185,10 @@ class Store(Protocol):
 
     async def cancel(self, message_id: str) -> bool:
         """Take back a message that waits; false if there is none."""
+        ...
+
+    async def mark(self, name: str) -> bytes | None:
+        """The value of a mark; `None` if there is none of this name."""
         ...
 
     async def dead_letters(self, after: str | None = None, limit: int = 100) -> list[Found]:

@@ -16,7 +16,7 @@ import pytest
 
 from dispatcher.errors import Attempt, OutboxError, StoreFull
 from dispatcher.message import Endpoint, Receipt
-from dispatcher.outbox.store import Cancelled, Claim, Dead, Delivered, Record, Returned
+from dispatcher.outbox.store import Cancelled, Claim, Dead, Delivered, Mark, Record, Returned
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
@@ -472,6 +472,28 @@ class StoreConformance:
         await place.crash(store)
         await store.aclose()
         await self._check_filled(place)
+
+    async def test_a_mark_is_kept_with_what_came_from_it(self, place: Place) -> None:
+        """The last of its name, also without messages; not where the messages are refused; it outlives."""
+        store = place.make(max_messages=3)
+        await store.open()
+        assert await store.mark("one") is None
+        await store.append(records(1), Mark("one", b"1"))
+        await store.append(records(2), Mark("two", b"2"))
+        await store.append([], Mark("one", b"\x00\xff"))
+        with pytest.raises(OutboxError):
+            await store.append(records(3, 1), Mark("one", b"an id is there already"))
+        with pytest.raises(StoreFull):
+            await store.append(records(4, 5), Mark("two", b"too many"))
+        assert (await store.mark("one"), await store.mark("two")) == (b"\x00\xff", b"2")
+        if place.is_durable:
+            await place.crash(store)
+            await store.aclose()
+            store = place.make()
+            await store.open()
+        assert (await store.mark("one"), await store.mark("two")) == (b"\x00\xff", b"2")
+        assert numbers(await take(store)) == [1, 2]
+        await store.aclose()
 
     async def _fill(self, store: Store) -> None:
         await store.append([*records(1, 2, 3), *records(4, 5, queue="q"), *records(6, 7)])

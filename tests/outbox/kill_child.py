@@ -22,11 +22,11 @@ from tests.outbox.sqlite_child import tell
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from dispatcher.outbox.store import Record
+    from dispatcher.outbox.store import Mark, Record
 
 URL = "https://example.com/hook"
 POISON = "poison"
-POISON_EVERY = 61
+POISON_EVERY = 151
 LANES = ("one", "two", None)
 MESSAGES_A_LANE = 600
 BATCH = 9
@@ -38,8 +38,8 @@ RETRIES = {"base": 0.02, "throttle_base": 0.02, "max_delay": 0.2}
 class EarlyStore(SQLiteStore):
     """Says that something is kept when it has only been asked for."""
 
-    async def append(self, records: Sequence[Record]) -> None:
-        self._late = asyncio.ensure_future(super().append(records))
+    async def append(self, records: Sequence[Record], mark: Mark | None = None) -> None:
+        self._late = asyncio.ensure_future(super().append(records, mark))
         await asyncio.sleep(0)
 
 
@@ -65,9 +65,15 @@ async def produce(outbox: Outbox, round_: int, lane: str | None, stop: asyncio.E
 
 
 async def drained(outbox: Outbox) -> None:
-    """Return once nothing waits and nothing is under way."""
-    while (status := outbox.status()).waiting or status.claimed:
+    """Return once nothing waits and nothing is under way; says so as it becomes less."""
+    told = left = sys.maxsize
+    while left:
         await asyncio.sleep(0.02)
+        status = outbox.status()
+        left = status.waiting + status.claimed
+        if left < told - 1000:
+            told = left
+            tell("left", left)
 
 
 async def work(outbox: Outbox, mode: str, round_: int) -> None:

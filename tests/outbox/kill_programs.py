@@ -41,8 +41,9 @@ class Child:
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self.process = process
         self.lines: list[str] = []
-        self._reading = asyncio.create_task(self._read())
         self._news = asyncio.Event()
+        self._reading = asyncio.create_task(self._read())
+        self._reading.add_done_callback(lambda _: self._news.set())
 
     @classmethod
     async def start(cls, *words: str, **env: str) -> Child:
@@ -64,15 +65,14 @@ class Child:
             if line.endswith(b"\n"):  # what was cut off was not said
                 self.lines.append(line.decode().rstrip("\n"))
                 self._news.set()
-        self._news.set()
 
     async def said(self, word: str) -> bool:
-        """Wait for a line that begins so; false if it ended without."""
-        async with asyncio.timeout(PATIENCE_SECONDS):
-            while not any(line.startswith(word) for line in self.lines):
-                if self._reading.done():
-                    return False
-                self._news.clear()
+        """Wait for a line that begins so, as long as there are others; false if it ended without."""
+        while not any(line.startswith(word) for line in self.lines):
+            if self._reading.done():
+                return False
+            self._news.clear()
+            async with asyncio.timeout(PATIENCE_SECONDS):
                 await self._news.wait()
         return True
 

@@ -1,6 +1,6 @@
 """A program that appends, claims and settles, and prints what was acknowledged: to be killed, or spoiled.
 
-    python -m tests.outbox.sqlite_child FILE MODE [FIRST_LANE]
+    python -m tests.outbox.sqlite_child FILE MODE [FIRST_LANE [SYNCHRONOUS]]
 
 `append`: batches of messages until it is ended, a line of ids for each that was acknowledged. `relay`: the
 same, and claims and settles beside it. `early`: answers before the commit, as no store may. `commands`: does
@@ -13,11 +13,15 @@ import asyncio
 import sys
 from contextlib import suppress
 from itertools import count
+from typing import TYPE_CHECKING, cast
 
 from dispatcher.errors import OutboxError
 from dispatcher.outbox import sqlite_thread
 from dispatcher.outbox.sqlite import SQLiteStore
 from tests.outbox.conformance import delivered, numbers, record, take
+
+if TYPE_CHECKING:
+    from dispatcher.outbox.sqlite_schema import Synchronous
 
 BATCH = 7
 
@@ -71,9 +75,9 @@ async def obey(store: SQLiteStore) -> None:
             tell(type(error).__name__, error)
 
 
-async def main(path: str, mode: str, lanes: str = "0") -> None:
+async def main(path: str, mode: str, lanes: str = "0", synchronous: str = "full") -> None:
     vars(sqlite_thread)["LOOK_SECONDS"] = 0.05
-    store = SQLiteStore(path, min_free_bytes=0)
+    store = SQLiteStore(path, min_free_bytes=0, synchronous=cast("Synchronous", synchronous))
     tell("open", (await store.open()).recovered)
     if mode == "commands":
         await obey(store)

@@ -39,14 +39,14 @@ class HeldStore(MemoryStore):
         self.appends = 0
         self.error: OutboxError | None = None
 
-    async def append(self, records: Sequence[Record]) -> None:
+    async def append(self, records: Sequence[Record], *more: Any, **named: Any) -> None:
         """See `Store.append`."""
         self.asked += len(records)
         self.appends += 1
         await self.may.wait()
         if self.error is not None:
             raise self.error
-        await super().append(records)
+        await super().append(records, *more, **named)
 
 
 class Durable(Sidecar):
