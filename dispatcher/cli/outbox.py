@@ -1,13 +1,13 @@
 """`dispatcher outbox`: what an outbox's file holds, and what is to become of its dead letters.
 
-Opens the file where nobody has it; else asks the process that has it, at its admin listener. Makes no file,
-sends no message, and shows no body but to `export`.
+Opens the file where nobody has it; else asks the process that has it, at its admin listener, and shows for
+`export` the key that stands in the file's lock. Makes no file, sends no message, and shows no body but to
+`export`.
 """
 
 from __future__ import annotations
 
 import argparse
-import base64
 import sys
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
@@ -26,8 +26,10 @@ from dispatcher.errors import OutboxError
 from dispatcher.message import public_destination
 from dispatcher.outbox import SQLiteStore, StoreStatus
 from dispatcher.outbox.codec import unpack
+from dispatcher.outbox.export import ID_KEY, exported
 from dispatcher.outbox.sqlite_lock import Holder, holder_of
 from dispatcher.sdk import FAILURE_KEY
+from dispatcher.sidecar.admin_outbox import HEADER, KEY_HEADER
 from dispatcher.sidecar.kept_messages import state_of
 
 if TYPE_CHECKING:
@@ -39,6 +41,8 @@ NAME: Final = "dispatcher outbox"
 ACTIONS: Final = ("status", "dead-letters", "retry", "export", "delete")
 PAGE: Final = 1_000
 """Dead letters that are read at a time."""
+LINES: Final = 100
+"""Whole ones."""
 SECONDS: Final = 30.0
 """That an admin listener may take."""
 FACTS: Final = tuple(field.name for field in msgspec.structs.fields(StoreStatus))
@@ -51,8 +55,7 @@ export        the dead letters as lines for `dispatcher send`, on standard outpu
 retry         have them (ids or --all) wait again, in their old places
 delete        forget them (ids or --all)
 
-Where a process has the file open, it is asked at its admin listener (`dispatcher serve`). Bodies are not to
-be had there: export when it has ended.
+Where a process has the file open, it is asked at its admin listener (`dispatcher serve`).
 
 exit code: 0 done; 1 it could not be done, or not of every id; 2 wrong usage, or there is no such file.
 """
@@ -99,6 +102,10 @@ class Desk(Protocol):
         """Some dead letters, those behind an id; none: there are no more."""
         ...
 
+    async def lines(self, after: str | None) -> list[bytes]:
+        """The same whole, as lines for `dispatcher send`."""
+        ...
+
     async def change(self, action: str, ids: Sequence[str] | None) -> int:
         """Retry or delete; how many."""
         ...
@@ -119,6 +126,10 @@ class LocalDesk:
         """See `Desk`."""
         return [_letter(found) for found in await self.store.dead_letters(after, PAGE)]
 
+    async def lines(self, after: str | None) -> list[bytes]:
+        """See `Desk`."""
+        return [exported(found) for found in await self.store.dead_letters(after, LINES)]
+
     async def change(self, action: str, ids: Sequence[str] | None) -> int:
         """See `Desk`."""
         return await (self.store.retry(ids) if action == "retry" else self.store.delete(ids))
@@ -131,6 +142,7 @@ class HolderDesk:
         self._path = path
         self._pid = holder.pid
         self._admin = holder.admin or ""
+        self._key = holder.key or ""
 
     async def status(self) -> dict[str, Any]:
         """See `Desk`."""
@@ -144,29 +156,41 @@ class HolderDesk:
         letters: list[dict[str, Any]] = said["deadLetters"]
         return letters
 
+    async def lines(self, after: str | None) -> list[bytes]:
+        """See `Desk`."""
+        behind = "" if after is None else f"?after={quote(after)}"
+        return (await self._read("GET", f"/outbox/export{behind}", None)).splitlines(keepends=True)
+
     async def change(self, action: str, ids: Sequence[str] | None) -> int:
         """See `Desk`."""
         wish = {"all": True} if ids is None else {"ids": list(ids)}
         return int((await self._ask("POST", f"/outbox/{action}", orjson.dumps(wish)))["messages"])
 
     async def _ask(self, method: str, target: str, body: bytes | None = None) -> dict[str, Any]:
+        said: dict[str, Any] = orjson.loads(await self._read(method, target, body))
+        return said
+
+    async def _read(self, method: str, target: str, body: bytes | None) -> bytes:
         return await anyio.to_thread.run_sync(self._asked, method, target, body)
 
-    def _asked(self, method: str, target: str, body: bytes | None) -> dict[str, Any]:
+    def _asked(self, method: str, target: str, body: bytes | None) -> bytes:
         place = urlsplit(self._admin)
         connection = HTTPConnection(place.hostname or "", place.port or 80, timeout=SECONDS)
-        headers = {"X-Dispatcher": "outbox", "Content-Type": "application/json"} if body else {}
+        headers = {KEY_HEADER: self._key}
+        if body:
+            headers |= {HEADER: "outbox", "Content-Type": "application/json"}
         try:
             connection.request(method, target, body, headers)
             response = connection.getresponse()
-            said: dict[str, Any] = orjson.loads(response.read())
+            said = response.read()
+            words = "" if response.status == 200 else orjson.loads(said).get("error", "")
         except (OSError, HTTPException, orjson.JSONDecodeError) as error:
             who = f"process {self._pid}, which has {self._path} open,"
             raise OutboxError(f"{who} does not answer at {self._admin}: {error}") from None
         finally:
             connection.close()
         if response.status != 200:
-            raise OutboxError(f"{self._admin} answers {response.status}: {said.get('error', '')}")
+            raise OutboxError(f"{self._admin} answers {response.status}: {words}")
         return said
 
 
@@ -198,7 +222,7 @@ async def _do(action: str, path: Path, ids: Sequence[str] | None, *, as_json: bo
             await _tell_letters(desk, as_json=as_json)
             return EXIT_DONE
         if action == "export":
-            return await _export(desk, path, ids)
+            return await _export(desk, ids)
         done = await desk.change(action, ids)
         print(orjson.dumps({"messages": done}).decode() if as_json else f"{done:,} messages")
         return EXIT_DONE if ids is None or done == len(set(ids)) else EXIT_UNDELIVERED
@@ -231,36 +255,16 @@ async def _tell_letters(desk: Desk, *, as_json: bool) -> None:
         after = letters[-1]["messageId"]
 
 
-async def _export(desk: Desk, path: Path, ids: Sequence[str] | None) -> int:
-    if not isinstance(desk, LocalDesk):
-        raise OutboxError(
-            f"{path}: a process has it open, and gives no bodies away; export when it has ended"
-        )
+async def _export(desk: Desk, ids: Sequence[str] | None) -> int:
     wanted, after = None if ids is None else set(ids), None
-    while letters := await desk.store.dead_letters(after, PAGE):
-        for found in letters:
-            if wanted is None or found.record.id in wanted:
-                sys.stdout.buffer.write(exported(found))
-                (wanted or set()).discard(found.record.id)
-        after = letters[-1].record.id
+    while lines := await desk.lines(after):
+        for line in lines:
+            after = orjson.loads(line)[FAILURE_KEY][ID_KEY]
+            if wanted is None or after in wanted:
+                sys.stdout.buffer.write(line)
+                (wanted or set()).discard(after)
     sys.stdout.flush()
     return EXIT_UNDELIVERED if wanted else EXIT_DONE
-
-
-def exported(found: Found) -> bytes:
-    """A dead letter as a line that `dispatcher send` reads, with what is known of its failure beside it."""
-    kept = unpack(found.record.data)
-    if kept.target is None:
-        item: dict[str, Any] = orjson.loads(kept.data)
-    else:
-        item = {"destination": kept.destination, "headers": dict(kept.lines)}
-        if kept.queue is not None:
-            item["queue"] = kept.queue
-        if kept.data:
-            item["body_base64"] = base64.b64encode(kept.data).decode()
-    attempts = [attempt._asdict() for attempt in found.attempts]
-    item[FAILURE_KEY] = {"id": found.record.id, "reason": found.reason, "attempts": attempts}
-    return orjson.dumps(item, option=orjson.OPT_APPEND_NEWLINE)
 
 
 def _letter(found: Found) -> dict[str, Any]:

@@ -119,11 +119,11 @@ class SQLiteStore:
         await asyncio.shield(self._closed)
         self._thread.join()
 
-    def announce(self, admin: str | None) -> None:
-        """Let those who find the file locked know where its holder can be asked."""
+    def announce(self, admin: str | None, key: str | None = None) -> None:
+        """Let those who find the file locked know where its holder can be asked, and with which key."""
         self._check()
         assert self._thread is not None
-        self._thread.lock.announce(admin)
+        self._thread.lock.announce(admin, key)
 
     def _ask_to_close(self) -> None:
         if not self._is_closing:

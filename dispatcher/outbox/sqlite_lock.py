@@ -27,13 +27,18 @@ TRY_PAUSE: Final = 0.02
 
 
 class Holder(Struct, frozen=True):
-    """Who has a store's file open."""
+    """Who has a store's file open. Whoever may read the lock may read the file, and so may have the key."""
 
     pid: int
     admin: str | None = None
     """URL of its admin listener, where it has one."""
     started: float = 0.0
     """Unix seconds."""
+    key: str | None = None
+    """What the admin listener wants to see before it gives bodies away."""
+
+    def __repr__(self) -> str:
+        return f"Holder(pid={self.pid}, admin={self.admin!r}, started={self.started})"
 
 
 class FileLock:
@@ -69,9 +74,9 @@ class FileLock:
             except OSError as error:
                 raise OutboxError(f"{self.path}: cannot be locked: {error.strerror}") from None
 
-    def announce(self, admin: str | None = None) -> None:
-        """Say who holds it, and where they can be asked."""
-        data = msgspec.json.encode(Holder(os.getpid(), admin, time.time())) + b"\n"
+    def announce(self, admin: str | None = None, key: str | None = None) -> None:
+        """Say who holds it, where they can be asked, and with which key."""
+        data = msgspec.json.encode(Holder(os.getpid(), admin, time.time(), key)) + b"\n"
         with suppress(OSError):  # a full disk: the lock holds all the same
             os.pwrite(self._fd, data, 0)
             os.ftruncate(self._fd, len(data))

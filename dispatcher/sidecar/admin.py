@@ -1,8 +1,8 @@
 """The admin listener: whether the process lives and is ready, its metrics, its status, and the status page.
 
 It only reads: nothing here changes the dispatcher or the intake, whoever asks; dead letters of an outbox may
-be retried and deleted, see `admin_outbox`. It asks for no credential,
-so it shows no body, token or query string, and belongs on loopback; there it answers only to the names of
+be retried and deleted, see `admin_outbox`. It asks for no credential (but for the export of dead letters), so
+it shows no body, token or query string, and belongs on loopback; there it answers only to the names of
 loopback, so that no page of the web can reach it by a name of its own. Made by `daemon`.
 """
 
@@ -54,13 +54,18 @@ class Admin:
     """Answers on the admin listener; from `make_server` to `aclose` it takes a sample a second."""
 
     def __init__(
-        self, dispatcher: Dispatcher, counters: IntakeCounters, state: State, outbox: Outbox | None = None
+        self,
+        dispatcher: Dispatcher,
+        counters: IntakeCounters,
+        state: State,
+        outbox: Outbox | None = None,
+        key: str = "",
     ) -> None:
-        counters.hide(dispatcher.config.token)
+        counters.hide(dispatcher.config.token, key)
         self._dispatcher = dispatcher
         self._state = state
         self._exposition = Exposition(dispatcher, counters, outbox)
-        self._outbox = OutboxAdmin(outbox, counters)
+        self._outbox = OutboxAdmin(outbox, counters, key)
         self.monitor = Monitor(dispatcher, counters, state, self._outbox)
         self.feed = Feed(self.monitor)
         self._assets = load_assets()
@@ -89,7 +94,7 @@ class Admin:
             return refusal
         if path == PREFIX or path.startswith(f"{PREFIX}/"):
             status, value = await self._outbox.handle(request, path)
-            return _json(status, value)
+            return _lines(value) if isinstance(value, bytes) else _json(status, value)
         if path == "/status/stream":
             request.is_stream = True
             return await self.feed.stream(request, LIVE_HEADERS)
@@ -147,6 +152,10 @@ def _json(status: int, value: object) -> web.Response:
     body = orjson.dumps(value, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
     headers = {**LIVE_HEADERS, "Content-Type": "application/json"}
     return web.Response(status=status, body=body, headers=headers)
+
+
+def _lines(body: bytes) -> web.Response:
+    return web.Response(body=body, headers={**LIVE_HEADERS, "Content-Type": "application/x-ndjson"})
 
 
 def _text(status: int, text: str, headers: dict[str, str] | None = None) -> web.Response:

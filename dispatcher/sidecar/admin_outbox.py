@@ -3,11 +3,13 @@
 `GET /outbox` and `GET /outbox/dead-letters` read. `POST /outbox/retry` and `POST /outbox/delete` change
 something, on a listener that asks for no credential: they want a header that no form can send and no page of
 another origin may, and refuse whatever a browser has marked as its own. No body, token or query string is
-shown. Called by `admin`.
+shown, but by `GET /outbox/export`, which wants the key that stands in the lock beside the outbox's file: who
+can read that can read the file. Called by `admin`.
 """
 
 from __future__ import annotations
 
+import hmac
 import time
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import parse_qsl
@@ -17,6 +19,7 @@ import msgspec
 from dispatcher.errors import OutboxError
 from dispatcher.message import public_destination
 from dispatcher.outbox.codec import unpack
+from dispatcher.outbox.export import exported
 from dispatcher.sidecar.kept_messages import state_of
 
 if TYPE_CHECKING:
@@ -28,7 +31,11 @@ if TYPE_CHECKING:
 
 PREFIX: Final = "/outbox"
 CHANGES: Final = ("/outbox/retry", "/outbox/delete")
+EXPORT: Final = "/outbox/export"
 HEADER: Final = "X-Dispatcher"
+KEY_HEADER: Final = "X-Dispatcher-Key"
+EXPORT_BYTES: Final = 4 * 1_048_576
+"""Of one answer, about: more stands behind `after`."""
 LIMIT: Final = 100
 LIMIT_MAX: Final = 1_000
 SHOWN_MAX: Final = 20
@@ -39,8 +46,12 @@ NOT_MEANT: Final = (
     "this changes the outbox: send the header `X-Dispatcher: outbox`, and not from a page (no Origin, no "
     "Sec-Fetch-Site)"
 )
-Said = tuple[int, dict[str, Any]]
-"""Status and value of an answer."""
+NO_KEY: Final = (
+    f"this shows bodies: send the header `{KEY_HEADER}` with the key in FILE.lock, as `dispatcher outbox "
+    "export FILE` does"
+)
+Said = tuple[int, dict[str, Any] | bytes]
+"""Status and value of an answer; bytes are lines of JSON."""
 
 
 class Wish(msgspec.Struct, forbid_unknown_fields=True):
@@ -53,8 +64,9 @@ class Wish(msgspec.Struct, forbid_unknown_fields=True):
 class OutboxAdmin:
     """Answers for one outbox, or that there is none."""
 
-    def __init__(self, outbox: Outbox | None, counters: IntakeCounters) -> None:
+    def __init__(self, outbox: Outbox | None, counters: IntakeCounters, key: str = "") -> None:
         self._outbox = outbox
+        self._key = key.encode()
         self._counters = counters
         self._letters: list[dict[str, Any]] = []
         """The first dead letters, as they were read last."""
@@ -73,9 +85,11 @@ class OutboxAdmin:
                 return 200, self.status() or {}
             if path == f"{PREFIX}/dead-letters":
                 return await self._dead_letters(outbox, request.raw_path.partition("?")[2])
+            if path == EXPORT:
+                return await self._export(outbox, request)
         except OutboxError as error:
             return 503, {"error": str(error)}
-        return 404, {"error": f"there are {PREFIX}, {PREFIX}/dead-letters, {' and '.join(CHANGES)}"}
+        return 404, {"error": f"there are {PREFIX}, {PREFIX}/dead-letters, {EXPORT}, {' and '.join(CHANGES)}"}
 
     def status(self) -> dict[str, Any] | None:
         """How it does; `None` without an outbox."""
@@ -119,6 +133,21 @@ class OutboxAdmin:
             "deadLetters": [self._letter(one) for one in letters],
             "after": letters[-1].record.id if len(letters) == int(text) else None,
         }
+
+    async def _export(self, outbox: Outbox, request: Request) -> Said:
+        """Some dead letters, whole; nothing: there are no more behind this one."""
+        shown = request.headers.get(KEY_HEADER, "").encode("utf-8", "surrogateescape")
+        if not self._key or not hmac.compare_digest(shown, self._key):
+            return 403, {"error": NO_KEY}
+        asked = dict(parse_qsl(request.raw_path.partition("?")[2]))
+        lines, size = list[bytes](), 0
+        for found in await outbox.store.dead_letters(asked.get("after"), LIMIT):
+            line = exported(found)
+            lines.append(line)
+            size += len(line)
+            if size > EXPORT_BYTES:
+                break
+        return 200, b"".join(lines)
 
     async def _change(
         self, request: Request, change: Callable[[Sequence[str] | None], Awaitable[int]]

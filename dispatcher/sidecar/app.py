@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 import orjson
 
 from dispatcher.sidecar.bulk import CONTENT_TYPE as NDJSON
+from dispatcher.sidecar.cancels import is_bulk
 from dispatcher.sidecar.dialect import BATCH, ENQUEUE, PUBLISH
 from dispatcher.sidecar.guard import Caller
 from dispatcher.sidecar.kept_messages import KEPT, STATES
@@ -80,6 +81,8 @@ class App:
         kept = self._kept
         if kept is not None and request.raw_path.startswith(KEPT):
             response = await kept.handle(request, caller)
+        elif kept is not None and request.method == "DELETE" and is_bulk(request.raw_path):
+            response = await kept.cancel_many(request, caller)
         else:
             response = await self._proxy.handle(request, caller)
         self._count("proxy", response.status)

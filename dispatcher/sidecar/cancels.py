@@ -3,7 +3,7 @@
 To the service a request without names means every message of the account, and so does an empty list; filters
 mean whatever matches, whoever published it. So of the two ways to name messages, a JSON body and the query,
 one is taken, understood completely, and what was understood is written anew: no reading of it that differs
-from ours can reach further. Called by `proxy`.
+from ours can reach further. Called by `proxy`, and by `kept_messages` for what of them an outbox has.
 """
 
 from __future__ import annotations
@@ -55,20 +55,41 @@ async def read(request: Request, target: str) -> Cancel:
     Raises:
         Refused: It does not name messages, or not only.
     """
-    body = await _body(request)
-    query = target.partition("?")[2]
+    return understood(Cancel(target, await body_of(request)))
+
+
+def understood(cancel: Cancel) -> Cancel:
+    """The same, of a request that may be anything. Raises as `read` does."""
+    ids = named(cancel)
+    if ids is None:
+        raise Refused(403, MUST_NAME)
+    return naming(ids) if cancel.body else Cancel(cancel.target, None)
+
+
+def named(cancel: Cancel) -> list[str] | None:
+    """The ids of a request that does nothing but name messages; `None` of another."""
+    query = cancel.target.partition("?")[2]
     if query:
-        if body or _QUERY.fullmatch(query) is None:
-            raise Refused(403, MUST_NAME)
-        return Cancel(target, None)
+        if cancel.body or _QUERY.fullmatch(query) is None:
+            return None
+        return query.removeprefix("messageIds=").replace("&messageIds=", ",").split(",")
     try:
-        named = msgspec.json.decode(body, type=_Named)
+        return _decode(cancel.body or b"").message_ids
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        raise Refused(403, MUST_NAME) from None
-    return Cancel(MESSAGES, msgspec.json.encode(named))
+        return None
 
 
-async def _body(request: Request) -> bytes:
+def naming(ids: list[str]) -> Cancel:
+    """A request that cancels these."""
+    return Cancel(MESSAGES, msgspec.json.encode(_Named(ids)))
+
+
+async def body_of(request: Request) -> bytes:
+    """The whole of a list of messages.
+
+    Raises:
+        Refused: It is longer than such a list may be, or broken.
+    """
     parts, size = list[bytes](), 0
     async for part in request.content.iter_any():
         size += len(part)
@@ -76,3 +97,6 @@ async def _body(request: Request) -> bytes:
             raise Refused(413, f"a list of messages to cancel may have {BODY_BYTES_MAX} bytes")
         parts.append(part)
     return b"".join(parts)
+
+
+_decode: Final = msgspec.json.Decoder(_Named).decode

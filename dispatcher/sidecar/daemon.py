@@ -81,8 +81,8 @@ class Daemon:
         self._state.acceptance = self._outbox
         self._generation = self._new_generation(config)
         self._retired: list[Generation] = []
-        kept = None if self._outbox is None else self._outbox.outbox
-        admin = Admin(self._dispatcher, self._counters, self._state, kept)
+        kept, key = (None, "") if self._outbox is None else (self._outbox.outbox, self._outbox.key)
+        admin = Admin(self._dispatcher, self._counters, self._state, kept, key)
         self._admin_server: web.Server = admin.make_server()
         self._intake = Listener("intake", self._generation.answer)
         self._admin = Listener("admin", self._admin_server)

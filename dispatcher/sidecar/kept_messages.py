@@ -1,32 +1,41 @@
 """Messages of the outbox by their id: looked up, taken back, passed on once the service knows them.
 
 `GET` and `DELETE /v2/messages/out_…` are answered as far as the store knows; of a delivered message the
-request goes on to the upstream under the service's own id. Who may do so is the proxy's to say. `GET
-/dispatcher/outbox/{id}` tells the state. Called by `app`.
+request goes on to the upstream under the service's own id, and so it is for those among many that are
+cancelled together. Who may do so is the proxy's to say. `GET /dispatcher/outbox/{id}` tells the state. Called
+by `app`.
 """
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Any, Final
 
 import orjson
+from aiohttp import web
 
 from dispatcher.errors import OutboxError
 from dispatcher.outbox.codec import unpack
+from dispatcher.sidecar import cancels
+from dispatcher.sidecar.cancels import Cancel
 from dispatcher.sidecar.counters import clean
+from dispatcher.sidecar.guard import Caller
+from dispatcher.sidecar.proxy import without_token
+from dispatcher.sidecar.refusals import Refused
 from dispatcher.sidecar.reply import Reply
 
 if TYPE_CHECKING:
-    from aiohttp import web
+    from collections.abc import Sequence
 
     from dispatcher.outbox import Found, Outbox
     from dispatcher.sidecar.counters import IntakeCounters
-    from dispatcher.sidecar.guard import Caller
     from dispatcher.sidecar.proxy import Proxy
     from dispatcher.sidecar.server import Request
 
 MESSAGES: Final = "/v2/messages/"
-KEPT: Final = f"{MESSAGES}out_"
+PREFIX: Final = "out_"
+KEPT: Final = f"{MESSAGES}{PREFIX}"
+MANY: Final = cancels.MESSAGES
 STATES: Final = "/dispatcher/outbox/"
 NOT_FOUND: Final = "message not found"
 UNREADABLE: Final = "the outbox cannot be read now"
@@ -69,6 +78,45 @@ class KeptMessages:
             return _error(409, "the message went to several endpoints: cancel each by its own id")
         return Reply(200, orjson.dumps(view(found)))
 
+    async def cancel_many(self, request: Request, caller: Caller) -> web.StreamResponse:
+        """`DELETE /v2/messages`: what of it the outbox has is taken back here, the rest is the service's.
+
+        Only ids that are named are looked for here: filters and everything mean what the service has.
+        """
+        target = without_token(request.raw_path)
+        refused = self._proxy.refusal(request.method, target, caller)
+        if refused is not None:
+            return _error(*refused)
+        try:
+            whole = Cancel(target, await cancels.body_of(request) or None)
+            if caller is not Caller.OWNER:
+                whole = cancels.understood(whole)
+        except Refused as why:
+            if request.has_more_body:
+                raise
+            return _error(why.status, why.text)
+        ids = cancels.named(whole) or []
+        ours = {one for one in ids if one.startswith(PREFIX)}
+        if not ours:
+            return await self._proxy.handle(request, caller, target, whole)
+        try:
+            gone = await asyncio.gather(*map(self._cancel, ours))
+        except OutboxError:
+            return _error(503, UNREADABLE, RETRY)
+        theirs = [one for one in ids if one not in ours]
+        theirs += [one for found in gone if found is not None for one in found]
+        cancelled = sum(found is None for found in gone)
+        if not theirs:
+            return Reply(200, orjson.dumps({"cancelled": cancelled}))
+        return _added(await self._proxy.handle(request, caller, MANY, cancels.naming(theirs)), cancelled)
+
+    async def _cancel(self, message_id: str) -> Sequence[str] | None:
+        """`None` once it is taken back, else the service's ids of it, as far as they are known."""
+        if await self._outbox.cancel(message_id):
+            return None
+        found = await self._outbox.find(message_id)
+        return () if found is None or found.receipt is None else found.receipt.message_ids
+
     async def tell(self, target: str) -> tuple[int, dict[str, Any]]:
         """Status and value for a `GET` of `/dispatcher/outbox/{id}`."""
         try:
@@ -78,6 +126,17 @@ class KeptMessages:
         if found is None:
             return 404, {"error": NOT_FOUND}
         return 200, state_of(found, self._counters.hidden)
+
+
+def _added(answer: web.StreamResponse, cancelled: int) -> web.StreamResponse:
+    """The service's answer, which counts what was taken back here, too."""
+    try:
+        assert isinstance(answer, web.Response)
+        value = orjson.loads(answer.body)  # type: ignore[arg-type]  # bytes, or no JSON
+        value["cancelled"] += cancelled
+    except (AssertionError, TypeError, KeyError, orjson.JSONDecodeError):
+        return answer  # it refused
+    return Reply(answer.status, orjson.dumps(value))
 
 
 def view(found: Found) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import secrets
 from typing import TYPE_CHECKING, Final
 
 from dispatcher.errors import ConfigError, OutboxError
@@ -44,6 +45,8 @@ class OutboxService:
 
     def __init__(self, file: str, settings: OutboxSettings, dispatcher: Dispatcher) -> None:
         self.file = file
+        self.key = secrets.token_urlsafe(32)
+        """For those who may read the file, to be shown its bodies by the admin listener."""
         self._settings = settings
         self._store = LastingStore(
             file,
@@ -73,7 +76,7 @@ class OutboxService:
         """
         try:
             found = await self.outbox.start()
-            self._store.announce(admin)
+            self._store.announce(admin, self.key)
         except OutboxError as error:
             wanted = "wanted is an outbox file of this program that no other process has open, or a new one"
             raise ConfigError("outbox.file", self.file, wanted, problem=str(error)) from None

@@ -118,11 +118,18 @@ class Proxy:
 
     # ---------------------------------------------------------------------------------------------- requests
 
-    async def handle(self, request: Request, caller: Caller, target: str | None = None) -> web.StreamResponse:
+    async def handle(
+        self,
+        request: Request,
+        caller: Caller,
+        target: str | None = None,
+        cancel: Cancel | None = None,
+    ) -> web.StreamResponse:
         """Pass one request on and its answer back.
 
         Args:
             target: What to ask for instead of what the caller asked for, bound by the same rules.
+            cancel: What of a bulk cancelling is to be done, understood already; its answer is in one piece.
 
         Raises:
             Refused: Its body is broken; the server answers that.
@@ -131,11 +138,12 @@ class Proxy:
         refused = self.refusal(request.method, target, caller)
         if refused is not None:
             return _error(*refused)
-        cancel: Cancel | None = None
+        is_short = cancel is not None
         try:
             headers = self._forwarded(request, caller)
-            if caller is not Caller.OWNER and cancels.is_bulk(target):
+            if cancel is None and caller is not Caller.OWNER and cancels.is_bulk(target):
                 cancel = await cancels.read(request, without_token(target))
+            if cancel is not None:
                 _describe(cancel, headers)
         except ValueError as error:
             return _error(400, str(error))
@@ -145,7 +153,7 @@ class Proxy:
             return _error(why.status, why.text)
         request.is_stream = True
         upload = _Upload(request, None if caller is Caller.OWNER else self._serve.max_body_bytes)
-        answer = Answer(request, None if caller is Caller.OWNER else self._mask)
+        answer = Answer(request, None if caller is Caller.OWNER else self._mask, is_short=is_short)
         try:
             return await self._exchange(request, target, headers, cancel, upload, answer)
         except (aiohttp.ClientError, OSError, ValueError) as error:
@@ -282,7 +290,7 @@ def _plain(headers: CIMultiDict[str]) -> CIMultiDict[str]:
 
 def _describe(cancel: Cancel, headers: CIMultiDict[str]) -> None:
     """Let the headers say what stands in the body that we wrote."""
-    for name in ("Content-Type", "Content-Length", "Content-Encoding"):
+    for name in ("Content-Type", "Content-Length", "Content-Encoding", "Accept-Encoding"):
         headers.popall(name, None)
     if cancel.body is not None:
         headers["Content-Type"] = JSON

@@ -53,11 +53,13 @@ class Answer:
 
     Args:
         mask: What hides the upstream's token, for a caller who must not learn it.
+        is_short: It is known to be, whether or not its length is told: it is returned in one piece, unsent.
     """
 
-    def __init__(self, request: Request, mask: Mask | None) -> None:
+    def __init__(self, request: Request, mask: Mask | None, *, is_short: bool = False) -> None:
         self._request = request
         self._mask = mask
+        self._is_short = is_short
         self.is_begun = False
 
     async def relay(self, response: aiohttp.ClientResponse) -> web.StreamResponse:
@@ -70,7 +72,7 @@ class Answer:
         length = response.content_length
         if self._request.method == "HEAD" or status in (204, 304) or length == 0:
             return _Whole(status=status, reason=reason, headers=headers)
-        if length is not None and length <= WHOLE_BYTES:
+        if self._is_short or (length is not None and length <= WHOLE_BYTES):
             body = await response.read()
             body = body if mask is None else mask.whole(body)
             return _Whole(status=status, reason=reason, headers=headers, body=body)

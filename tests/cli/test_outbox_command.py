@@ -76,7 +76,7 @@ async def test_dead_letters_of_a_file_are_told_exported_retried_and_deleted(tmp_
 
 
 async def test_a_running_daemon_is_asked(tmp_path: Path) -> None:
-    """It has the file; the command speaks to its admin listener, and `export` says why it does not."""
+    """It has the file; the command speaks to its admin listener, and shows the lock's key for the bodies."""
     file = str(tmp_path / "out.db")
     async with (
         local_upstream(faults="poison_400=poison") as upstream,
@@ -88,9 +88,10 @@ async def test_a_running_daemon_is_asked(tmp_path: Path) -> None:
         letter = orjson.loads(line)
         assert letter["destination"] == DESTINATION
         assert orjson.loads((await outbox("status", file, "--json")).stdout)["dead"] == 1
-        exported = await outbox("export", file)
-        assert exported.code == 1
-        assert "export when it has ended" in exported.stderr
+        exported = await outbox("export", file, letter["messageId"])
+        assert exported.code == 0, exported.stderr
+        assert orjson.loads(exported.stdout)["body"] == "poison"
+        assert (await outbox("export", file, "out_x")).code == 1
         upstream.set_faults(None)
         assert (await outbox("retry", file, letter["messageId"])).stdout == b"1 messages\n"
         await sidecar.until(lambda: len(upstream.accepted()) == 1)

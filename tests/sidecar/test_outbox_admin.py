@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.anyio
 HOOK = "https://user:secret-word@example.com/hook?secret-word=1"
 MEANT = {"X-Dispatcher": "outbox"}
+KEY = "the-key-in-the-lock"
 
 
 class Asked:
@@ -68,7 +69,7 @@ async def asked(transport: ScriptedTransport, *, has_outbox: bool = True) -> Asy
     counters, state = IntakeCounters(), State()
     dispatcher = Dispatcher(config, transport=transport)
     async with dispatcher, Outbox(MemoryStore(), dispatcher) as outbox:
-        admin = Admin(dispatcher, counters, state, outbox if has_outbox else None)
+        admin = Admin(dispatcher, counters, state, outbox if has_outbox else None, KEY)
         admin.feed._period = 0.1
         server = admin.make_server()
         listener = await asyncio.get_running_loop().create_server(server, "127.0.0.1", 0)
@@ -172,6 +173,41 @@ async def test_dead_letters_are_retried_and_deleted() -> None:
         assert await one.post("/outbox/delete", {"ids": [ids[1]]}, **MEANT) == (200, {"messages": 1})
         assert await one.post("/outbox/delete", {"all": True}, **MEANT) == (200, {"messages": 2})
         assert one.outbox.status().dead == 0
+
+
+async def test_only_who_has_the_key_of_the_lock_is_shown_bodies(monkeypatch: pytest.MonkeyPatch) -> None:
+    """403 without it, else the dead letters as lines, page by page; the key is masked where texts are."""
+    async with asked(ScriptedTransport(*[400] * 3)) as one:
+        ids = await with_dead(one, 3)
+        for headers in ({}, {"X-Dispatcher-Key": "x"}, {"X-Dispatcher-Key": KEY[:-1]}, MEANT):
+            async with one.session.get(one.base + "/outbox/export", headers=headers) as response:
+                assert response.status == 403
+                assert "secret-word" not in await response.text()
+        monkeypatch.setattr("dispatcher.sidecar.admin_outbox.EXPORT_BYTES", 10)
+        found, after = [], ""
+        while True:
+            asking = one.session.get(
+                f"{one.base}/outbox/export{after}", headers={"X-Dispatcher-Key": KEY, **MEANT}
+            )
+            async with asking as response:
+                assert response.status == 200
+                lines = (await response.read()).splitlines()
+            if not lines:
+                break
+            assert len(lines) == 1
+            found.append(orjson.loads(lines[0]))
+            after = f"?after={found[-1]['_failure']['id']}"
+        assert [item["_failure"]["id"] for item in found] == ids
+        assert {item["body"] for item in found} == {"secret-word"}
+        assert KEY in one.admin._outbox._counters.hidden
+
+
+async def test_without_a_key_nobody_is_shown_bodies() -> None:
+    """An empty one opens nothing."""
+    async with asked(ScriptedTransport()) as one:
+        one.admin._outbox._key = b""
+        async with one.session.get(one.base + "/outbox/export", headers={"X-Dispatcher-Key": ""}) as response:
+            assert response.status == 403
 
 
 @needs_browser

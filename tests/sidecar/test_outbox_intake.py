@@ -11,8 +11,8 @@ import pytest
 from dispatcher.errors import OutboxError, StoreFull
 from dispatcher.sidecar.settings import ServeSettings
 from dispatcher.testing import ScriptedTransport, local_upstream
-from tests.sidecar.support_intake import TOKEN, until
-from tests.sidecar.support_outbox import HeldStore, durable
+from tests.sidecar.support_intake import CALLER, TOKEN, Answer, until
+from tests.sidecar.support_outbox import Durable, HeldStore, durable
 
 pytestmark = pytest.mark.anyio
 HOOK = "https://example.com/hook"
@@ -255,6 +255,50 @@ async def test_a_delivered_message_is_asked_for_upstream() -> None:
         assert (state["state"], state["messageIds"]) == ("delivered", [theirs])
         assert (await one.ask(f"/v2/messages/{message_id}", method="DELETE")).status == 202
         assert (await one.ask(f"/v2/messages/{theirs}", method="GET")).status == 404
+
+
+@pytest.mark.parametrize("way", ["body", "query"])
+async def test_many_are_cancelled_wherever_they_are(way: str) -> None:
+    """What waits here is taken back here, a delivered one under the service's id, in one answer."""
+
+    async def cancel(one: Durable, *ids: str, token: str = TOKEN) -> Answer:
+        presented = [("Authorization", f"Bearer {token}"), ("Content-Type", "application/json")]
+        if way == "query":
+            target = f"/v2/messages?messageIds={','.join(ids)}"
+            return await one.ask(target, headers=presented, method="DELETE")
+        body = orjson.dumps({"messageIds": ids})
+        return await one.ask("/v2/messages", body, presented, method="DELETE")
+
+    async with local_upstream(token=TOKEN) as upstream, durable(url=upstream.url) as one:
+        delivered = [(await one.publish(HOOK, b"x", ASYNC)).json["messageId"] for _ in range(2)]
+        await until(lambda: len(upstream.accepted()) == 2 and one.held == 0)
+        theirs = upstream.accepted()[1].message_ids[0]
+        upstream.set_faults("refuse_token=1.0")
+        await one.publish(HOOK, b"x", ASYNC)
+        await until(lambda: one.dispatcher.statistics().state in ("refused", "halted"))
+        waiting = [(await one.publish(HOOK, b"x", ASYNC)).json["messageId"] for _ in range(2)]
+        upstream.set_faults(None)
+        answer = await cancel(one, waiting[0], delivered[0], theirs, "out_nothing", token=CALLER)
+        assert (answer.status, answer.json) == (200, {"cancelled": 3})
+        assert (await cancel(one, waiting[1])).json == {"cancelled": 1}
+        assert (await cancel(one, *waiting)).json == {"cancelled": 0}
+        assert (await cancel(one, "nobody", token="wrong")).status == 401
+
+
+async def test_many_that_are_not_named_are_the_services() -> None:
+    """Callers have to name them, outbox or not; an owner's filters pass on, and a long list has its bound."""
+    async with local_upstream(token=TOKEN) as upstream, durable(url=upstream.url) as one:
+        await one.publish(HOOK, b"x")
+        owner = [("Authorization", f"Bearer {TOKEN}")]
+        for target, body in (
+            ("/v2/messages", b""),
+            ("/v2/messages?queueName=q", b""),
+            ("/v2/messages", b"[]"),
+        ):
+            assert (await one.ask(target, body, method="DELETE")).status == 403
+        long = b"[" + b'"m",' * 100_000 + b'"m"]'
+        assert (await one.ask("/v2/messages", long, method="DELETE")).status == 413
+        assert (await one.ask("/v2/messages", b"", owner, method="DELETE")).json == {"cancelled": 1}
 
 
 async def test_who_presents_no_token_is_told_nothing() -> None:
