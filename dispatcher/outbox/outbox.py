@@ -28,6 +28,7 @@ from dispatcher.outbox.instants import fixed
 from dispatcher.outbox.relay import Relay
 from dispatcher.outbox.store import Record
 from dispatcher.outbox.stored import Stored
+from dispatcher.outbox.watching import Watching
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -78,7 +79,8 @@ class Outbox:
         self.store = store
         self._dispatcher = dispatcher
         self._fixes_delays = delays_from_acceptance
-        self._relay = Relay(store, dispatcher, after_window)
+        self._watching = Watching(store)
+        self._relay = Relay(store, dispatcher, after_window, self._watching)
         self._pending: list[tuple[Record, Stored]] = []
         """Of this turn of the loop."""
         self._committed: asyncio.Future[None]
@@ -214,14 +216,14 @@ class Outbox:
             MessageRejected: The service refused it: it is a dead letter.
         """
         stored = self.accept(message)
-        self._relay.watch(stored)
+        self._watching.add(stored)
         try:
             await asyncio.shield(stored.committed)
             if stored.refusal is not None:
                 raise stored.refusal
             return await stored
         finally:
-            self._relay.forget(stored)
+            self._watching.drop(stored)
 
     def accept(self, message: Message) -> Stored:
         """Check and encode one message; it is committed with this turn's, and `committed` tells when.
@@ -250,7 +252,7 @@ class Outbox:
         if self._fixes_delays:
             message = fixed(message, now)
         encoded, identity = self._encode(message)
-        stored = Stored(identity, encoded.deduplication_id, committed, self._relay)
+        stored = Stored(identity, encoded.deduplication_id, committed, self._watching)
         return Record(identity, pack(message, encoded), message.queue or None, now), stored
 
     def _encode(self, message: Message) -> tuple[Encoded, str]:
@@ -298,7 +300,7 @@ class Outbox:
     def _refuse(self, pending: Sequence[tuple[Record, Stored]], error: OutboxError) -> None:
         """Tell each, with an error of its own."""
         for _, stored in pending:
-            self._relay.forget(stored)
+            self._watching.drop(stored)
             stored.refusal = copy(error)
 
     # -------------------------------------------------------------------------------------- looking, deciding
@@ -311,17 +313,25 @@ class Outbox:
         """Take a message back that has not left; false if it may have left, or is not known."""
         return await self._relay.cancel(message_id)
 
+    def resume(self, queue: str) -> bool:
+        """Let a queue go on whose rules (`Queue(on_failure="stop")`) stopped it at a dead letter.
+
+        The outbox's queues are resumed here, not at the dispatcher. Returns false if it had not stopped. A
+        restart lets every queue go on, too.
+        """
+        return self._relay.resume(queue)
+
     def status(self) -> StoreStatus:
         """How the store does."""
         return self.store.status()
 
     def watch(self, stored: Stored) -> None:
         """Have `stored.outcome` set as it comes, without a look into the store; until `forget`."""
-        self._relay.watch(stored)
+        self._watching.add(stored)
 
     def forget(self, stored: Stored) -> None:
         """Nobody looks at it any more."""
-        self._relay.forget(stored)
+        self._watching.drop(stored)
 
     @property
     def name(self) -> str:

@@ -23,17 +23,16 @@ from dispatcher.delivery import Delivery
 from dispatcher.errors import DispatcherClosed, OutboxError
 from dispatcher.message import Receipt
 from dispatcher.outbox.codec import unpack
-from dispatcher.outbox.judging import delivered, failed, outcome_of, unsafe_words
+from dispatcher.outbox.judging import delivered, failed, unsafe_words
 from dispatcher.outbox.store import Cancelled, Dead, Returned
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from dispatcher.dispatcher import Dispatcher
-    from dispatcher.errors import DispatcherError
     from dispatcher.outbox.judging import Policy
     from dispatcher.outbox.store import Claim, Settlement, Store
-    from dispatcher.outbox.stored import Stored
+    from dispatcher.outbox.watching import Watching
 
 CLAIMED_AT_ONCE: Final = 1_000
 """Messages of one claim at most."""
@@ -87,7 +86,7 @@ class Sink:
 class Relay:
     """One outbox's messages on their way."""
 
-    def __init__(self, store: Store, dispatcher: Dispatcher, policy: Policy) -> None:
+    def __init__(self, store: Store, dispatcher: Dispatcher, policy: Policy, watching: Watching) -> None:
         self.death: str | None = None
         """Why nothing is sent any more; what is accepted stays in the store."""
         self.returned = self.duplicates_possible = 0
@@ -95,22 +94,24 @@ class Relay:
         self._store = store
         self._dispatcher = dispatcher
         self._policy: Policy = policy
+        self._watching = watching
         self._rng = random.Random()
         self._out: dict[str, Relayed] = {}
         """What is in the dispatcher, by id."""
+        self._of_queue: dict[str, set[Relayed]] = {}
+        """Of it, what stands in queues."""
         self._due: dict[str, float] = {}
         """Queues of which something came back since the last claim was asked for, and how long they wait."""
         self._leaving: set[str] = set()
         """Those of which something is here that has to come back first; they are stopped."""
+        self._halted: set[str] = set()
+        """Those that their own rules stopped at a dead letter, until `resume`."""
         self._returning = 0
         """Messages that came back, and of which the store does not know it yet."""
         self._has_returned = asyncio.Event()
         """Set while there are none."""
         self._has_returned.set()
-        self._watched: dict[str, Stored] = {}
         self._unsettled: list[Settlement] = []
-        self._unread: dict[str, Receipt | DispatcherError] = {}
-        """Outcomes that the store may not know yet, of messages that nobody watches."""
         self._has_unsettled = asyncio.Event()
         self._is_over = False
         """Nothing more will come to be settled."""
@@ -151,10 +152,7 @@ class Relay:
         if not self._settling.done():
             self._settling.cancel()
             logger.error("%d settlements could not be kept; these are sent again", len(self._unsettled))
-        closed = OutboxError("the outbox was closed; the message stays in its store")
-        for stored in self._watched.values():
-            stored.tell(closed)
-        self._watched.clear()
+        self._watching.close(OutboxError("the outbox was closed; the message stays in its store"))
 
     def _leave(self) -> None:
         """What left and was not answered may have been taken: who opens the store next sends it again."""
@@ -164,6 +162,7 @@ class Relay:
             since = began if claim.sent_since is None else claim.sent_since
             self._tell([Returned(claim.position, 0.0, claim.attempts, since)])
         self._out.clear()
+        self._of_queue.clear()
 
     async def _changed(self) -> None:
         """Something has settled."""
@@ -253,6 +252,19 @@ class Relay:
             return False
         relayed.claim = claim
         self._out[claim.record.id] = relayed
+        if relayed.queue is not None:
+            self._of_queue.setdefault(relayed.queue, set()).add(relayed)
+        return True
+
+    def _drop(self, relayed: Relayed) -> bool:
+        """It has settled; false if it was left behind as the outbox was closed."""
+        if self._out.pop(relayed.claim.record.id, None) is None:
+            return False
+        if relayed.queue is not None:
+            behind = self._of_queue[relayed.queue]
+            behind.discard(relayed)
+            if not behind:
+                del self._of_queue[relayed.queue]
         return True
 
     def _give_back(self, claims: Iterable[Claim], due: float = 0.0) -> None:
@@ -267,13 +279,13 @@ class Relay:
         settlements: list[Settlement] = []
         for relayed in settled:
             claim, outcome = relayed.claim, relayed.outcome
-            if self._out.pop(claim.record.id, None) is None:
-                continue  # left behind as the outbox was closed
+            if not self._drop(relayed):
+                continue
             if isinstance(outcome, Receipt):
                 settlement = delivered(claim, outcome, now, is_idempotent=relayed.idempotent)
                 self.duplicates_possible += settlement.receipt.duplicate_possible
                 settlements.append(settlement)
-                self._inform(claim, settlement.receipt)
+                self._watching.tell(claim.record.id, settlement.receipt)
             else:
                 assert outcome is not None
                 settlements.append(self._failed(relayed, outcome, now, now - (ago - relayed.admitted_at)))
@@ -283,25 +295,28 @@ class Relay:
     def _failed(self, relayed: Relayed, error: Any, now: float, began: float) -> Cancelled | Dead | Returned:
         claim, queue = relayed.claim, relayed.queue
         if relayed.is_cancelled:
-            self._inform(claim, error)
+            self._watching.tell(claim.record.id, error)
             return Cancelled(claim.position)
         settlement = failed(
             claim, error, began, now, policy=self._policy, is_idempotent=relayed.idempotent, rng=self._rng
         )
         if isinstance(settlement, Dead):
-            self._inform(claim, error)
-            if queue is not None and self._goes_on(queue):
-                self._resume(queue)
+            self._watching.tell(claim.record.id, error)
+            if queue is not None:
+                self._pass_over(queue)
             return settlement
         self.returned += 1
         if queue is not None:
             settlement.due = self._hold_back(queue, settlement.due)
         return settlement
 
-    def _goes_on(self, queue: str) -> bool:
-        """Whether a queue goes on after a dead letter: unless its own rules stop it, or it is held back."""
+    def _pass_over(self, queue: str) -> None:
+        """Behind a dead letter a queue goes on, unless its own rules stop it, or it is held back."""
         rules = self._dispatcher.config.queues.get(queue)
-        return queue not in self._leaving and (rules is None or rules.on_failure == "continue")
+        if rules is not None and rules.on_failure == "stop":
+            self._halted.add(queue)
+        elif queue not in self._leaving:
+            self._let_go(queue)
 
     def _hold_back(self, queue: str, due: float) -> float:
         """Something of a queue came back: all that stands behind it waits as long, and comes back, too."""
@@ -313,15 +328,25 @@ class Relay:
 
     def _clear(self, queue: str) -> None:
         """Take back what is left of a queue, again if some of it is on its way; then the queue goes on."""
-        for behind in [each for each in self._out.values() if each.queue == queue]:
+        for behind in list(self._of_queue.get(queue, ())):
             behind.withdraw()
-        if any(each.queue == queue for each in self._out.values()):
+        if queue in self._of_queue:
             asyncio.get_running_loop().call_later(CLEAR_SECONDS, self._clear, queue)
         else:
             self._leaving.discard(queue)
-            self._resume(queue)
+            if queue not in self._halted:
+                self._let_go(queue)
 
-    def _resume(self, queue: str) -> None:
+    def resume(self, queue: str) -> bool:
+        """Let a queue go on that stopped at a dead letter; false if it had not."""
+        if queue not in self._halted:
+            return False
+        self._halted.discard(queue)
+        if queue not in self._leaving:  # else it goes on by itself, once all of it has come back
+            self._let_go(queue)
+        return True
+
+    def _let_go(self, queue: str) -> None:
         with suppress(DispatcherClosed):
             self._dispatcher.resume(queue)
 
@@ -344,7 +369,7 @@ class Relay:
             await self._has_unsettled.wait()
             self._has_unsettled.clear()
             told, self._unsettled = self._unsettled, []
-            unread = list(self._unread)
+            unread = self._watching.unread()
             if not told:
                 continue
             try:
@@ -356,41 +381,7 @@ class Relay:
                 await asyncio.sleep(LOOK_AGAIN)
             else:
                 self._count(told, -1)
-                for message_id in unread:
-                    del self._unread[message_id]
-
-    # ------------------------------------------------------------------------------------------ watching
-
-    def watch(self, stored: Stored) -> None:
-        """Have it told its outcome as it comes."""
-        self._watched[stored.id] = stored
-
-    def forget(self, stored: Stored) -> None:
-        """Nobody waits for it any more."""
-        self._watched.pop(stored.id, None)
-
-    async def wait_for(self, stored: Stored) -> None:
-        """Return once its outcome is known here."""
-        if stored.id not in self._watched:
-            self.watch(stored)
-            outcome = self._unread.get(stored.id)
-            if outcome is None:
-                found = await self._store.find(stored.id)
-                outcome = (
-                    OutboxError("nothing is known of it any more") if found is None else outcome_of(found)
-                )
-            if outcome is not None and stored.outcome is None:
-                self.forget(stored)
-                stored.tell(outcome)
-        if stored.outcome is None:
-            await asyncio.shield(stored.wait())
-
-    def _inform(self, claim: Claim, outcome: Receipt | DispatcherError) -> None:
-        stored = self._watched.pop(claim.record.id, None)
-        if stored is not None:
-            stored.tell(outcome)
-        else:
-            self._unread[claim.record.id] = outcome
+                self._watching.forget(unread)
 
     async def cancel(self, message_id: str) -> bool:
         """Take a message back that has not left."""

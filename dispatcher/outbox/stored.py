@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Generator
 
     from dispatcher.errors import DispatcherError, OutboxError
-    from dispatcher.outbox.relay import Relay
+    from dispatcher.outbox.watching import Watching
 
 
 class Stored:
@@ -24,10 +24,10 @@ class Stored:
         OutboxError: Nothing is known of it any more, or the outbox was closed: it stays in the store.
     """
 
-    __slots__ = ("_relay", "_waiter", "committed", "deduplication_id", "id", "outcome", "refusal")
+    __slots__ = ("_waiter", "_watching", "committed", "deduplication_id", "id", "outcome", "refusal")
 
     def __init__(
-        self, identity: str, deduplication_id: str | None, committed: asyncio.Future[None], relay: Relay
+        self, identity: str, deduplication_id: str | None, committed: asyncio.Future[None], watching: Watching
     ) -> None:
         self.id = identity
         """`out_…`, for `find` and `cancel`."""
@@ -40,11 +40,11 @@ class Stored:
         self.outcome: Receipt | DispatcherError | None = None
         """Set once it is known here."""
         self._waiter: asyncio.Future[None] | None = None
-        self._relay = relay
+        self._watching = watching
 
     def __await__(self) -> Generator[Any, None, Receipt]:
         if self.outcome is None:
-            yield from self._relay.wait_for(self).__await__()
+            yield from self._watching.wait_for(self).__await__()
         return self.result()
 
     def result(self) -> Receipt:

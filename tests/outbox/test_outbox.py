@@ -223,8 +223,13 @@ async def test_a_queue_keeps_its_order_through_returns(seed: int, monkeypatch: p
         assert [body for body in taken if body.endswith(queue)] == [f"{n}-{queue}" for n in range(30)]
 
 
-async def test_a_dead_letter_stops_no_queue_but_by_its_own_rules() -> None:
-    """What stands behind goes on at once; a queue that is to stop waits for `resume`."""
+@pytest.mark.parametrize("within", [60.0, 0.05])
+async def test_a_dead_letter_stops_no_queue_but_by_its_own_rules(
+    within: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What stands behind goes on at once; a queue that is to stop waits for `resume`, whatever comes back."""
+    monkeypatch.setattr(judging, "RETURN_SECONDS", 0.02)
+    monkeypatch.setattr(judging, "RETURN_SECONDS_MAX", 0.05)
 
     def service(items: list[dict[str, Any]]) -> Reply:
         if any(item["body"] == "bad" for item in items):
@@ -233,7 +238,7 @@ async def test_a_dead_letter_stops_no_queue_but_by_its_own_rules() -> None:
 
     for rules, goes_on in (({}, True), ({"q": Queue(on_failure="stop")}, False)):
         transport = ScriptedTransport(*[service] * 100)
-        settings = Config(token="t", queues=rules)
+        settings = Config(token="t", queues=rules, deliver_within=within if rules else 60.0)
         async with (
             Dispatcher(settings, transport=transport) as dispatcher,
             Outbox(MemoryStore(), dispatcher) as opened,
@@ -242,9 +247,10 @@ async def test_a_dead_letter_stops_no_queue_but_by_its_own_rules() -> None:
             behind = await opened.put(Message(URL, body="behind", queue="q"))
             await until(lambda: opened.status().dead == 1)
             if not goes_on:
-                await asyncio.sleep(0.05)
+                await until(lambda: opened.returned >= 3 or within > 1)
                 assert behind.outcome is None
-                assert dispatcher.resume("q")
+                assert opened.resume("q")
+            assert not opened.resume("q")
             assert type(await behind) is Receipt
 
 
