@@ -49,6 +49,11 @@ def _oldest_age(status: StoreStatus) -> float:
     return 0.0 if status.oldest_at is None else max(0.0, time.time() - status.oldest_at)
 
 
+def _bound(outbox: Outbox, name: str) -> float:
+    """One of a store's bounds; NaN if it has no such bound."""
+    return float(getattr(outbox.store, name, "nan"))
+
+
 def _is_failing(outbox: Outbox, status: StoreStatus) -> float:
     return float(outbox.is_open and bool(status.failure or outbox.death))
 
@@ -75,6 +80,18 @@ OUTBOX_FAMILIES: Final = (
         lambda _, status: status.held_bytes,
     ),
     OutboxFamily(
+        "dispatcher_outbox_messages_limit",
+        "gauge",
+        "Messages that may be kept, dead letters included; NaN for a store without this bound.",
+        lambda outbox, _: _bound(outbox, "max_messages"),
+    ),
+    OutboxFamily(
+        "dispatcher_outbox_bytes_limit",
+        "gauge",
+        "Bytes of messages that may be kept, dead letters included; NaN for a store without this bound.",
+        lambda outbox, _: _bound(outbox, "max_bytes"),
+    ),
+    OutboxFamily(
         "dispatcher_outbox_oldest_message_age_seconds",
         "gauge",
         "Age of the oldest message that is not settled, 0 if there is none.",
@@ -97,6 +114,12 @@ OUTBOX_FAMILIES: Final = (
         "gauge",
         "What its disk has left; NaN where that is not known.",
         lambda _, status: float("nan") if status.free_bytes is None else status.free_bytes,
+    ),
+    OutboxFamily(
+        "dispatcher_outbox_disk_free_bytes_limit",
+        "gauge",
+        "What has to stay free there, below which nothing is accepted; NaN for a store without this bound.",
+        lambda outbox, _: _bound(outbox, "min_free_bytes"),
     ),
     OutboxFamily(
         "dispatcher_outbox_recovered_messages",

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from dispatcher.testing import LocalUpstream
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.alone]
 CAPACITY = 20
 WORK = 0.06
 BATCH = 10

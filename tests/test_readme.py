@@ -117,7 +117,8 @@ def test_both_set_up_commands_begin_alike() -> None:
     set_up = [line.split(" && ") for line in commands if "venv" in line]
     assert [parts[0] for parts in set_up] == ["python3 -m venv .venv"] * 2
     assert [parts[1].rpartition(" ")[0] for parts in set_up] == [".venv/bin/pip install -q"] * 2
-    assert [parts[2] for parts in set_up] == [".venv/bin/dispatcher demo", ".venv/bin/python -m pytest"]
+    test_command = ".venv/bin/python -m pytest -n 2 --dist loadfile"
+    assert [parts[2] for parts in set_up] == [".venv/bin/dispatcher demo", test_command]
 
 
 def test_commands_and_their_options_exist() -> None:

@@ -21,6 +21,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from dispatcher.testing import local_upstream
 from tests.outbox.kill_programs import Library
+from tests.outbox.kill_send import Send
+from tests.outbox.kill_serve import Serve
 from tests.outbox.kill_stage import FAULTS, Judge
 
 if TYPE_CHECKING:
@@ -29,7 +31,11 @@ if TYPE_CHECKING:
     from dispatcher.testing import LocalUpstream
     from tests.outbox.kill_programs import Program
 
-PROGRAMS: Mapping[str, Callable[[Path, LocalUpstream], Program]] = {"library": Library}
+PROGRAMS: Mapping[str, Callable[[Path, LocalUpstream], Program]] = {
+    "library": Library,
+    "serve": Serve,
+    "send": Send,
+}
 
 
 class Finding(NamedTuple):
@@ -66,17 +72,18 @@ async def run(
         for number in range(rounds):
             killed = await program.round(number, rng)
             phases[killed.phase] += 1
-            judge.after_kill(killed, program.path)
+            judge.after_kill(killed)
             tell(f"{number + 1}: {killed.phase}, {len(killed.acknowledged)} acknowledged")
             if judge.problems:
                 break
-        dead: set[str] = set()
+        dead = 0
         if not judge.problems:
-            dead = await program.drain()
-            judge.at_end(dead)
-        return Finding(
-            judge.problems, phases, judge.acknowledged, len(judge.delivered), judge.resent, len(dead)
-        )
+            ended = await program.drain()
+            judge.after_kill(ended)
+            judge.at_end(ended.stored)
+            dead = len(ended.stored.dead)
+        counts = len(judge.acknowledged), len(judge.delivered), judge.resent, dead
+        return Finding(judge.problems, phases, *counts)
 
 
 def main() -> int:

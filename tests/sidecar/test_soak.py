@@ -90,6 +90,7 @@ def test_the_slope_is_robust() -> None:
     assert growth([100.0] * 10 + [110.0] * 10) == pytest.approx(0.1)
 
 
+@pytest.mark.alone
 def test_a_short_soak(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A real one: flat within loose bounds, nothing lost, nothing unexpected, every figure in the file."""
     file = tmp_path / "soak.json"

@@ -59,7 +59,7 @@ def test_what_does_not_listen_is_refused(monkeypatch: pytest.MonkeyPatch) -> Non
     ("pid", "microseconds", "seconds"),
     [
         ("", "3000000", 1.5),
-        (str(os.getpid()), "200000", 0.1),
+        pytest.param(str(os.getpid()), "200000", 0.1, id="ours"),
         ("1", "3000000", 0.0),
         ("", "", 0.0),
         ("", "soon", 0.0),
