@@ -200,7 +200,8 @@ class DurableSending:
     async def _wait_until_settled(self) -> None:
         while self._stop.why is None and self.left:
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._stop.asked.wait(), LOOK_SECONDS)
+                async with asyncio.timeout(LOOK_SECONDS):
+                    await self._stop.asked.wait()
 
     @property
     def left(self) -> int:

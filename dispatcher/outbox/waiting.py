@@ -39,7 +39,9 @@ class Bell:
             waiter = loop.create_future()
             self._waiters.add(waiter)
             try:
+                # Not `wait_for`: before Python 3.12 it loses a cancellation that comes as the bell rings.
                 with suppress(TimeoutError):
-                    await asyncio.wait_for(waiter, min(seconds, WAIT_SECONDS_MAX))
+                    async with asyncio.timeout(min(seconds, WAIT_SECONDS_MAX)):
+                        await waiter
             finally:
                 self._waiters.discard(waiter)
