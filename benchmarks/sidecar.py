@@ -57,7 +57,7 @@ def main(words: Sequence[str] | None = None) -> int:
         if "speed" in given.only:
             shots = speed(given)
         if "burst" in given.only:
-            taken = bursts(_clients(), given.burst_rounds, given.publishes, cores(), _progress)
+            taken = bursts(_clients(), given.burst_rounds, given.publishes, cores(), progress)
     except FailedError as error:
         print(f"\nfailed: {error}", file=sys.stderr)
         return 1
@@ -80,8 +80,8 @@ def parsed(words: Sequence[str] | None) -> argparse.Namespace:
     )
     add = parser.add_argument
     available = LOOPS if loop_factory() is not None else LOOPS[1:]
-    add("--only", type=_some(PARTS), default=list(PARTS), help="speed,burst (default: both)")
-    add("--loop", type=_some(available), default=list(available), help="uvloop,asyncio (default: both)")
+    add("--only", type=choice(PARTS), default=list(PARTS), help="speed,burst (default: both)")
+    add("--loop", type=choice(available), default=list(available), help="uvloop,asyncio (default: both)")
     add("--rounds", type=int, default=ROUNDS, help="of speed, counted (default: %(default)s)")
     add("--seconds", type=float, default=SECONDS, help="of a round, whole ones (default: %(default)s)")
     add("--connections", type=int, default=CONNECTIONS, help="(default: %(default)s)")
@@ -92,7 +92,9 @@ def parsed(words: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(words)
 
 
-def _some(allowed: Sequence[str]) -> Callable[[str], list[str]]:
+def choice(allowed: Sequence[str]) -> Callable[[str], list[str]]:
+    """A type of argument: some of these, with commas between them."""
+
     def read(text: str) -> list[str]:
         chosen = text.split(",")
         for one in chosen:
@@ -133,7 +135,7 @@ def _speed_under(loop: str, given: argparse.Namespace) -> dict[Way, list[Shot]]:
         for number in range(given.rounds + 1):
             turn = number % len(ROWS)
             for row in (*ROWS[turn:], *ROWS[:turn]):
-                _progress(f"speed, {loop}, round {number} of {given.rounds}: {row}")
+                progress(f"speed, {loop}, round {number} of {given.rounds}: {row}")
                 shot = _shot(row, servers, upstream, given, other_cpu)
                 if number:
                     shots[Way(row, loop)].append(shot)
@@ -155,7 +157,8 @@ def _shot(
     )
 
 
-def _progress(words: str) -> None:
+def progress(words: str) -> None:
+    """Say what is measured now, to who looks."""
     if sys.stderr.isatty():
         print(f"\r\033[K{words}", end="", file=sys.stderr, flush=True)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import http.client
 import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -22,12 +23,13 @@ from urllib.parse import urlsplit
 import msgspec
 from msgspec import Struct
 
+from benchmarks.loop_watch import Kept
 from benchmarks.rows import DESTINATION
 from benchmarks.upstream import TOKEN, Counts
 from benchmarks.upstream_process import ROOT, report, spent
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
 END_SECONDS: Final = 20.0
 LINES_A_BLOCK: Final = 500
@@ -38,6 +40,7 @@ wrk.path = "/v2/publish/{destination}"
 wrk.body = string.rep("x", {body_bytes})
 wrk.headers["Authorization"] = "Bearer {token}"
 wrk.headers["Content-Type"] = "text/plain"
+{prefer}
 function done(summary, latency)
   local e = summary.errors
   io.write(string.format('\\nresult {{"requests":%d,"microseconds":%d,"failed":%d,"p50":%d,"p99":%d}}\\n',
@@ -57,6 +60,14 @@ class Served(NamedTuple):
     pid: int
     url: str
     admin: str
+    told: IO[str] | None = None
+    """What it says on its standard output."""
+
+    def kept(self) -> Kept:
+        """How long a `watched` one's loop was kept since it was last asked."""
+        assert self.told is not None
+        os.kill(self.pid, signal.SIGUSR1)
+        return msgspec.json.decode(self.told.readline(), type=Kept)
 
     def cpu_seconds(self) -> float:
         """User and system time of its process, by the kernel's clock of it."""
@@ -82,11 +93,26 @@ class Callers(Struct):
     connections: int
 
 
+class Stored(Struct):
+    """Likewise: what is in its outbox and not settled."""
+
+    waiting: int
+    claimed: int
+    commits: int
+
+
 class Status(Struct):
     """What is read of the sidecar's status."""
 
     held: Held
     intake: Callers
+    outbox: Stored | None
+
+    @property
+    def left(self) -> int:
+        """Messages that have not settled."""
+        kept = self.outbox
+        return self.held.messages + (0 if kept is None else kept.waiting + kept.claimed)
 
 
 class Shot(Struct, frozen=True):
@@ -103,26 +129,30 @@ class Shot(Struct, frozen=True):
 
 
 @contextmanager
-def served(name: str, loop: str, upstream: str, cpu: int | None) -> Iterator[Served]:
-    """One of `sidecar_servers`, until the block ends."""
+def served(
+    name: str, loop: str, upstream: str, cpu: int | None, settings: Mapping[str, str] | None = None
+) -> Iterator[Served]:
+    """One of `sidecar_servers`, until the block ends; `settings` are variables of its environment."""
     command = [sys.executable, "-m", "benchmarks.sidecar_servers", name, "--loop", loop]
     command += [] if cpu is None else ["--cpu", str(cpu)]
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("QSTASH_", "DISPATCHER_", "LISTEN_"))}
     process = subprocess.Popen(
         command,
         cwd=ROOT,
-        env={**kept, "QSTASH_URL": upstream, "QSTASH_TOKEN": TOKEN},
+        env={**kept, "QSTASH_URL": upstream, "QSTASH_TOKEN": TOKEN, **(settings or {})},
         stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
     assert process.stderr is not None
-    with process.stderr as log:
+    assert process.stdout is not None
+    with process.stderr as log, process.stdout as told:
         try:
             intake, admin = _addresses(log)
             reading = threading.Thread(target=log.read, daemon=True)  # so that it never waits to be read
             reading.start()
-            yield Served(process.pid, intake, admin)
+            yield Served(process.pid, intake, admin, told)
             process.terminate()
             reading.join(END_SECONDS)
         finally:
@@ -152,15 +182,18 @@ def single_publishes(
     connections: int,
     body_bytes: int,
     cpu: int | None,
+    prefer: str | None = None,
 ) -> Shot:
     """Publishes over so many connections, each waiting for its answer; `upstream` counts what arrives.
+
+    `prefer` is a header that each of them has.
 
     Raises:
         FailedError: An answer was no 200, a connection failed, or the upstream counted another number.
     """
     before = None if upstream is None else report(upstream)
     used = server.cpu_seconds()
-    said = _wrk(server.url, seconds, connections, body_bytes, cpu)
+    said = _wrk(server.url, seconds, connections, _script(body_bytes, prefer), cpu)
     used = server.cpu_seconds() - used
     if said["failed"] or not said["requests"]:
         raise FailedError(f"{said['failed']} of {said['requests']} publishes failed")
@@ -185,9 +218,14 @@ def single_publishes(
     )
 
 
-def _wrk(url: str, seconds: float, connections: int, body_bytes: int, cpu: int | None) -> dict[str, int]:
+def _script(body_bytes: int, prefer: str | None) -> str:
+    wish = "" if prefer is None else f'wrk.headers["Prefer"] = "{prefer}"'
+    return _SCRIPT.format(destination=DESTINATION, body_bytes=body_bytes, token=TOKEN, prefer=wish)
+
+
+def _wrk(url: str, seconds: float, connections: int, text: str, cpu: int | None) -> dict[str, int]:
     with tempfile.NamedTemporaryFile("w", suffix=".lua") as script:
-        script.write(_SCRIPT.format(destination=DESTINATION, body_bytes=body_bytes, token=TOKEN))
+        script.write(text)
         script.flush()
         command = ["wrk", "-t1", f"-c{connections}", f"-d{max(1, round(seconds))}s", "-s", script.name, url]
         if cpu is not None:
@@ -199,37 +237,44 @@ def _wrk(url: str, seconds: float, connections: int, body_bytes: int, cpu: int |
     return msgspec.json.decode(result.partition("\n")[0], type=dict[str, int])
 
 
+def status_of(server: Served) -> Status:
+    """How a sidecar does."""
+    with urllib.request.urlopen(f"{server.admin}/status") as answer:
+        return msgspec.json.decode(answer.read(), type=Status)
+
+
 def _settled(server: Served, upstream: str) -> Counts:
     """The upstream's report once the sidecar has no caller and holds no message any more."""
     until = time.monotonic() + END_SECONDS
     while time.monotonic() < until:
-        with urllib.request.urlopen(f"{server.admin}/status") as answer:
-            status = msgspec.json.decode(answer.read(), type=Status)
-        if not status.intake.connections and not status.held.messages:
+        status = status_of(server)
+        if not status.intake.connections and not status.left:
             return report(upstream)
         time.sleep(0.02)
-    raise FailedError(f"the sidecar still holds {status.held.messages} messages")
+    raise FailedError(f"the sidecar still holds {status.left} messages")
 
 
 # ------------------------------------------------------------------------------------------------- NDJSON
 
 
-def lines(server: Served, upstream: str, messages: int, *, body_bytes: int) -> Shot:
+def lines(
+    server: Served, upstream: str, messages: int, *, body_bytes: int, prefer: str | None = None
+) -> Shot:
     """One request of NDJSON with so many messages, its answer read while it is written.
 
     Raises:
         FailedError: A line was not answered with an id, or the upstream counted another number.
     """
     before, used, began = report(upstream), server.cpu_seconds(), time.perf_counter()
-    answered = _posted(server.url, messages, body_bytes)
-    seconds, used = time.perf_counter() - began, server.cpu_seconds() - used
-    after = spent(before, report(upstream))
+    answered = _posted(server.url, messages, body_bytes, prefer)
+    seconds = time.perf_counter() - began
+    after, used = spent(before, _settled(server, upstream)), server.cpu_seconds() - used
     if answered != messages or after.messages != messages or after.refused:
         raise FailedError(f"of {messages} lines {answered} were accepted, {after.messages} arrived upstream")
     return Shot(messages, seconds, used, after.requests)
 
 
-def _posted(url: str, messages: int, body_bytes: int) -> int:
+def _posted(url: str, messages: int, body_bytes: int, prefer: str | None) -> int:
     line = msgspec.json.encode({"destination": DESTINATION, "body": "x" * body_bytes}) + b"\n"
     parts = urlsplit(url)
     connection = http.client.HTTPConnection(str(parts.hostname), parts.port)
@@ -238,6 +283,7 @@ def _posted(url: str, messages: int, body_bytes: int) -> int:
         ("Authorization", f"Bearer {TOKEN}"),
         ("Content-Type", "application/x-ndjson"),
         ("Content-Length", str(len(line) * messages)),
+        *([] if prefer is None else [("Prefer", prefer)]),
     ):
         connection.putheader(name, value)
     connection.endheaders()

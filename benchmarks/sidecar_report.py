@@ -118,14 +118,14 @@ def _speed(way: Way, shots: Mapping[Way, Sequence[Shot]]) -> Speed:
     def beside(row: str, *, by_cpu: bool = False) -> Spread:
         value = _frugality if by_cpu else _rate
         others = shots[Way(row, way.loop)]
-        return _spread(value(one) / value(other) for one, other in zip(mine, others, strict=True))
+        return spread(value(one) / value(other) for one, other in zip(mine, others, strict=True))
 
     requests = sum(one.requests for one in mine)
     return Speed(
         row=way.row,
         loop=way.loop,
-        messages_per_second=_spread(map(_rate, mine)),
-        cpu_us=_spread(1e6 / _frugality(one) for one in mine),
+        messages_per_second=spread(map(_rate, mine)),
+        cpu_us=spread(1e6 / _frugality(one) for one in mine),
         of_bare=beside(BARE),
         of_bare_by_cpu=beside(BARE, by_cpu=True),
         of_low_level=beside(LOW_LEVEL),
@@ -161,14 +161,15 @@ def _bursts(client: str, is_through: bool, rounds: Sequence[Burst]) -> Bursts:
     return Bursts(
         client=client,
         is_through_sidecar=is_through,
-        seconds=_spread(one.seconds for one in rounds),
+        seconds=spread(one.seconds for one in rounds),
         messages_per_second=median(one.confirmed / one.seconds for one in rounds),
         requests=median(one.requests for one in rounds),
         errors=errors,
     )
 
 
-def _spread(values: Iterable[float]) -> Spread:
+def spread(values: Iterable[float]) -> Spread:
+    """Median, least and most."""
     found = list(values)
     return Spread(median(found), min(found), max(found))
 
@@ -178,8 +179,8 @@ def _spread(values: Iterable[float]) -> Spread:
 
 def text(found: Report) -> str:
     """For a terminal."""
-    parts = [_plain(speed_rows(found.speed))] if found.speed else []
-    parts += [_plain(burst_rows(found))] if found.bursts else []
+    parts = [plain(speed_rows(found.speed))] if found.speed else []
+    parts += [plain(burst_rows(found))] if found.bursts else []
     parts += [
         f"{one.what}: {one.value:.2f}, wanted is at least {one.least:g}{'' if one.holds else ' — MISSED'}"
         for one in found.judged
@@ -236,7 +237,8 @@ def markdown(rows: Sequence[Sequence[str]], texts: int = 1) -> str:
     return "\n".join([head, "|---" * texts + "|---:" * (len(rows[0]) - texts) + "|", *rest])
 
 
-def _plain(rows: Sequence[Sequence[str]]) -> str:
+def plain(rows: Sequence[Sequence[str]]) -> str:
+    """A table for a terminal."""
     widths = [max(len(cells[place]) for cells in rows) for place in range(len(rows[0]))]
     return "\n".join(
         "  ".join(

@@ -1,9 +1,10 @@
-"""One server in a process of its own, for `benchmarks.sidecar`: the sidecar, or what it is measured against.
+"""One server in a process of its own, for `benchmarks.sidecar` and `benchmarks.durable`.
 
 *application* is what anybody writes with aiohttp: `web.Application` with one route, whose handler reads the
 body and answers a constant. *server* is the same handler on aiohttp's low-level `web.Server`, without a
-router. *sidecar* is the daemon that `dispatcher serve` runs, with its default settings. Each says where it
-listens as the daemon's log does, and serves until it is told to end.
+router. *sidecar* is the daemon that `dispatcher serve` runs, with its default settings but for those of the
+environment; *watched* the same with a watch on its loop, which says at each SIGUSR1 how long it was kept.
+Each says where it listens as the daemon's log does, and serves until it is told to end.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from aiohttp import web
 
+from benchmarks.callbacks import watched_loop
+from benchmarks.loop_watch import LoopWatch
 from dispatcher.cli.loop import loop_factory, spare_collector
 from dispatcher.sidecar.daemon import serve
 from dispatcher.sidecar.settings import SidecarConfig
@@ -57,6 +60,14 @@ async def sidecar() -> None:
     await serve(SidecarConfig.load(**words))
 
 
+async def watched(watch: LoopWatch) -> None:
+    """The same; at each SIGUSR1 it says on standard output how long its loop was kept since the last one."""
+    asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, lambda: print(watch.take(), flush=True))
+    watching = asyncio.create_task(watch.watch())
+    await sidecar()
+    watching.cancel()
+
+
 async def _until_told(site: web.TCPSite, runner: web.BaseRunner) -> None:
     ended = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, ended.set)
@@ -73,18 +84,27 @@ SERVERS: Final[dict[str, Callable[[], Coroutine[None, None, None]]]] = {
     "server": server,
     "sidecar": sidecar,
 }
+WATCHED: Final = "watched"
 
 
 def main() -> None:
     """Serve as the command line says."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.sidecar_servers", description=__doc__)
-    parser.add_argument("server", choices=sorted(SERVERS))
+    parser.add_argument("server", choices=[*SERVERS, WATCHED])
     parser.add_argument("--loop", choices=("uvloop", "asyncio"), default="uvloop")
     parser.add_argument("--cpu", type=int, help="the core to stay on")
     given = parser.parse_args()
     if given.cpu is not None:
         os.sched_setaffinity(0, {given.cpu})
     spare_collector()
+    if given.server == WATCHED:
+        watch = LoopWatch()
+        with (
+            watched_loop(given.loop, watch) as factory,
+            asyncio.Runner(loop_factory=factory) as runner,
+        ):
+            runner.run(watched(watch))
+        return
     with asyncio.Runner(loop_factory=loop_factory() if given.loop == "uvloop" else None) as runner:
         runner.run(SERVERS[given.server]())
 

@@ -1,4 +1,4 @@
-"""The README in parts: its blocks, its generated sections, its links.
+"""The README and the pages behind it in parts: their blocks, generated sections, links.
 
 `python -m tests.readme` writes the generated sections (errors, settings, metrics, speeds) anew, the last ones
 from the figures in `benchmarks/results`; those of the benchmarks' own README, too.
@@ -6,11 +6,15 @@ from the figures in `benchmarks/results`; those of the benchmarks' own README, t
 
 from __future__ import annotations
 
+import os
 import re
+import sys
 from textwrap import dedent
 from typing import TYPE_CHECKING, NamedTuple
 
-from benchmarks import report_files, sidecar_report
+import anyio
+
+from benchmarks import durable_report, report_files, sidecar_report
 from benchmarks.report import matrix, short_table
 from dispatcher import errors
 from dispatcher.config import settings_table
@@ -23,10 +27,18 @@ from tests.imports import ROOT
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from pathlib import Path
+
+    from dispatcher.testing import LocalUpstream
 
 README = ROOT / "README.md"
 MEASUREMENTS = ROOT / "benchmarks" / "README.md"
 RESULTS = ROOT / "benchmarks" / "results"
+DOCS = ROOT / "dispatcher" / "docs"
+BLOCK_SECONDS = 30
+"""That one may run."""
+PAGES = (README, *sorted(DOCS.glob("*.md")))
+"""What users read; every block in them is run by some test."""
 FENCE = re.compile(r"^```([a-z]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -38,10 +50,46 @@ class Block(NamedTuple):
     line: int
     """Of its first line of text, from 1."""
 
+    @property
+    def title(self) -> str:
+        """What its first line says, if that is a comment."""
+        first = self.text.partition("\n")[0]
+        return first.removeprefix("# ") if first.startswith("# ") else ""
+
 
 def blocks(text: str) -> list[Block]:
     """Every fenced block, in order."""
     return [Block(one[1], one[2], text.count("\n", 0, one.start(2)) + 1) for one in FENCE.finditer(text)]
+
+
+async def run_block(
+    block: Block, folder: Path, upstream: LocalUpstream, flags: tuple[str, ...] = ("-W", "error")
+) -> tuple[int, str]:
+    """Exit code and error output of a block, run as a file of its own against this upstream."""
+    path = folder / f"example_{block.line}.py"
+    path.write_text(block.text, encoding="utf-8")
+    with anyio.fail_after(BLOCK_SECONDS):
+        done = await anyio.run_process(
+            [sys.executable, *flags, str(path)], cwd=folder, env=environment_of(upstream), check=False
+        )
+    return done.returncode, done.stderr.decode()
+
+
+def environment_of(upstream: LocalUpstream) -> dict[str, str]:
+    """Of a program that sends to this upstream."""
+    return {
+        "PATH": os.environ["PATH"],
+        "PYTHONPATH": str(ROOT),
+        "QSTASH_TOKEN": upstream.token,
+        "QSTASH_URL": upstream.url,
+    }
+
+
+def titled(page: Path, title: str) -> Block:
+    """The block of a page that begins with this comment."""
+    found = [one for one in blocks(page.read_text(encoding="utf-8")) if one.title == title]
+    assert len(found) == 1, f"{page.name} needs one block that begins with `# {title}`, it has {len(found)}"
+    return found[0]
 
 
 def section(text: str, name: str) -> str:
@@ -85,6 +133,16 @@ def sidecar_details() -> str:
     return sidecar_report.details(RESULTS / "sidecar.json")
 
 
+def outbox_promises() -> str:
+    """What each setting of an outbox keeps, and what it was measured to cost."""
+    return durable_report.promises(RESULTS / "durable.json")
+
+
+def outbox_details() -> str:
+    """Every row of that, for the benchmarks' own README."""
+    return durable_report.details(RESULTS / "durable.json")
+
+
 GENERATED: dict[str, Callable[[], str]] = {
     "errors": error_tree,
     "settings": settings_table,
@@ -92,13 +150,18 @@ GENERATED: dict[str, Callable[[], str]] = {
     "speed": speed_table,
     "sidecar-speed": sidecar_speed,
     "serve-settings": serve_settings_table,
+    "outbox-promises": outbox_promises,
     "outbox-settings": outbox_settings_table,
     "intake-metrics": intake_table,
     "outbox-metrics": outbox_table,
 }
 
 
-MEASURED: dict[str, Callable[[], str]] = {"matrix": matrix_table, "sidecar": sidecar_details}
+MEASURED: dict[str, Callable[[], str]] = {
+    "matrix": matrix_table,
+    "sidecar": sidecar_details,
+    "durable": outbox_details,
+}
 
 
 def test_command(text: str) -> str:
@@ -114,9 +177,25 @@ def links(text: str) -> list[str]:
     return re.findall(r"\]\(([^)\s]+)\)", prose)
 
 
-def anchors(text: str) -> set[str]:
-    """What GitHub makes of the headings."""
-    headings = re.findall(r"^#+ (.+)$", FENCE.sub("", text), re.MULTILINE)
+def broken_links(page: Path) -> list[str]:
+    """Links that lead nowhere: to no file, to no heading of a page, or to the web without https."""
+    broken = []
+    for target in links(page.read_text(encoding="utf-8")):
+        path, _, anchor = target.partition("#")
+        there = (page.parent / path).resolve() if path else page
+        if "://" in target:
+            is_right = target.startswith("https://")
+        else:
+            is_right = there.exists() and (not anchor or anchor in anchors(there.read_text(encoding="utf-8")))
+        if not is_right:
+            broken.append(target)
+    return broken
+
+
+def anchors(text: str, level: int | None = None) -> set[str]:
+    """What GitHub makes of the headings, or of those of one level."""
+    marks = "#+" if level is None else f"#{{{level}}}"
+    headings = re.findall(rf"^{marks} (.+)$", FENCE.sub("", text), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", one.lower()).replace(" ", "-") for one in headings}
 
 

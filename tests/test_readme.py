@@ -6,25 +6,27 @@ import argparse
 import importlib
 import os
 import re
-import sys
 from typing import TYPE_CHECKING
 
-import anyio
 import pytest
 
 from dispatcher.cli import COMMANDS
 from dispatcher.testing import local_upstream
 from tests.imports import ROOT
 from tests.readme import (
+    DOCS,
     GENERATED,
     MEASURED,
     MEASUREMENTS,
+    PAGES,
     README,
     Block,
     anchors,
     blocks,
+    broken_links,
     generated,
     links,
+    run_block,
     section,
 )
 from tests.readme import (
@@ -36,49 +38,75 @@ if TYPE_CHECKING:
 
 TEXT = README.read_text(encoding="utf-8")
 RUNNABLE = [one for one in blocks(TEXT) if one.language == "python"]
+CONTRIBUTING = DOCS / "contributing.md"
+RUNNABLE_ELSEWHERE = [
+    one for one in blocks(CONTRIBUTING.read_text(encoding="utf-8")) if one.language == "python"
+]
 OWN_UPSTREAM = ("local_upstream", "ScriptedTransport")
-EXAMPLE_SECONDS = 30
-
-
-async def run(block: Block, folder: Path, token: str, url: str) -> tuple[int, str]:
-    """Exit code and error output of a block, as a file of its own."""
-    path = folder / "example.py"
-    path.write_text(block.text, encoding="utf-8")
-    environment = {
-        "PATH": os.environ["PATH"],
-        "PYTHONPATH": str(ROOT),
-        "QSTASH_TOKEN": token,
-        "QSTASH_URL": url,
-    }
-    with anyio.fail_after(EXAMPLE_SECONDS):
-        done = await anyio.run_process(
-            [sys.executable, "-W", "error", str(path)], cwd=folder, env=environment, check=False
-        )
-    return done.returncode, done.stderr.decode()
+TESTED_BY = {
+    "FastAPI": "test_embedding.py",
+    "Starlette": "test_embedding.py",
+    "aiohttp": "test_embedding.py",
+    "Flask": "test_blocking_web.py",
+    "Django: views.py": "test_blocking_web.py",
+    "any program with the SDK": "test_readme_shell.py",
+    "FastAPI: the whole application": "test_recipes.py",
+    "settings.py": "test_recipes.py",
+    "orders/apps.py": "test_recipes.py",
+    "orders/views.py": "test_recipes.py",
+    "conftest.py": "test_recipes.py",
+    "test_orders.py": "test_recipes.py",
+    "test_my_store.py": "test_recipes.py",
+    "dispatcher/cli/count.py": "test_recipes.py",
+}
+"""Fragments (```py) by what their first line says, and where each of them is run."""
 
 
 @pytest.mark.anyio
-@pytest.mark.parametrize("block", RUNNABLE, ids=lambda block: f"line {block.line}")
+@pytest.mark.parametrize("block", RUNNABLE + RUNNABLE_ELSEWHERE, ids=lambda block: f"line {block.line}")
 async def test_every_python_block_runs(block: Block, tmp_path: Path) -> None:
     """As it is, against a local upstream, without a warning; and the upstream really gets its messages."""
     async with local_upstream() as upstream:
-        code, errors = await run(block, tmp_path, upstream.token, upstream.url)
-        assert (code, errors) == (0, ""), f"README.md, line {block.line}:\n{errors}"
-        assert upstream.accepted() or any(word in block.text for word in OWN_UPSTREAM)
+        code, errors = await run_block(block, tmp_path, upstream)
+        assert (code, errors) == (0, ""), f"line {block.line}:\n{errors}"
+        is_sending = "Dispatcher(" in block.text and not any(word in block.text for word in OWN_UPSTREAM)
+        assert bool(upstream.accepted()) == is_sending
 
 
 def test_there_are_examples_to_run() -> None:
     """The first screen has one, and no block is without a language that says what it is."""
     assert RUNNABLE
+    assert RUNNABLE_ELSEWHERE
     assert RUNNABLE[0].line < 30
-    assert {one.language for one in blocks(TEXT)} <= {"python", "py", "sh", "text", "toml", "json"}
+    for page in PAGES:
+        languages = {one.language for one in blocks(page.read_text(encoding="utf-8"))}
+        assert languages <= {"python", "py", "sh", "text"}, page
 
 
-def test_fragments_compile_too() -> None:
-    """A ```py block is not run here, but it is Python."""
-    for block in blocks(TEXT):
-        if block.language == "py":
-            compile(block.text, f"README.md, line {block.line}", "exec")
+def test_the_pages_are_one_step_from_the_first_screen() -> None:
+    """The contents stand before the first example, and lead to every section and to every page."""
+    screen = "\n".join(TEXT.splitlines()[: RUNNABLE[0].line])
+    assert {(README.parent / target).resolve() for target in links(screen) if ".md" in target} >= set(
+        PAGES[1:]
+    )
+    named = {target[1:] for target in links(screen) if target.startswith("#")}
+    assert named == anchors(TEXT, level=2)
+    for page in PAGES[1:]:
+        assert "../../README.md" in links(page.read_text(encoding="utf-8")), page
+
+
+def test_every_fragment_is_run_somewhere() -> None:
+    """Each ```py block has a place in the table, which knows no others; the named tests speak of it."""
+    found = {
+        one.title: page
+        for page in PAGES
+        for one in blocks(page.read_text(encoding="utf-8"))
+        if one.language == "py"
+    }
+    assert found.keys() == TESTED_BY.keys(), "a fragment needs a test, and its line in TESTED_BY"
+    for title, name in TESTED_BY.items():
+        source = (ROOT / "tests" / name).read_text(encoding="utf-8")
+        assert title.partition(":")[0] in source, f"{name} does not run `# {title}`"
 
 
 @pytest.mark.parametrize("name", GENERATED)
@@ -142,29 +170,30 @@ def options_of(name: str) -> set[str]:
     return {text for action in parser._actions for text in action.option_strings}
 
 
-def test_links_lead_somewhere() -> None:
-    """Relative ones to files that exist, anchors to headings of this page, the others to https."""
-    for target in links(TEXT):
-        path, _, anchor = target.partition("#")
-        if "://" in target:
-            assert target.startswith("https://")
-        elif path:
-            assert (ROOT / path).exists(), target
-        else:
-            assert anchor in anchors(TEXT), target
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    """Relative ones to files that exist, anchors to headings of their page, the others to https."""
+    assert links(page.read_text(encoding="utf-8"))
+    assert not broken_links(page)
 
 
-def test_broken_pages_are_seen() -> None:
-    """The readers above read: a wrong anchor, a link in code, a heading in a block."""
-    page = "# One Two\n[a](#one-two) `[b](x)`\n```sh\n# no heading\n[c](y)\n```\n[d](#three)\n"
-    assert links(page) == ["#one-two", "#three"]
-    assert anchors(page) == {"one-two"}
-    assert blocks(page) == [Block("sh", "# no heading\n[c](y)\n", 4)]
+def test_broken_pages_are_seen(tmp_path: Path) -> None:
+    """The readers above read: a wrong anchor, a link or a heading in code, a missing page."""
+    text = "# One Two\n[a](#one-two) `[b](x)`\n```sh\n# no heading\n[c](y)\n```\n[d](#three)\n"
+    assert links(text) == ["#one-two", "#three"]
+    assert anchors(text) == {"one-two"}
+    assert blocks(text) == [Block("sh", "# no heading\n[c](y)\n", 4)]
+    assert blocks(text)[0].title == "no heading"
+    (tmp_path / "a.md").write_text(text, encoding="utf-8")
+    (tmp_path / "b.md").write_text("[a](a.md#one-two) [b](a.md#no) [c](c.md) [d](http://x)", encoding="utf-8")
+    assert broken_links(tmp_path / "a.md") == ["#three"]
+    assert broken_links(tmp_path / "b.md") == ["a.md#no", "c.md", "http://x"]
 
 
 def test_every_guarantee_names_a_test_that_exists() -> None:
-    """The table's proofs are files of this repository, and functions in them."""
-    named = re.findall(r"`(tests/[\w/]+\.py)(?:::(\w+))?`", TEXT)
+    """The table's proofs, and the pages', are files of this repository, and functions in them."""
+    pages = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
+    named = re.findall(r"`(tests/[\w/]+\.py)(?:::(\w+))?`", pages)
     assert len(named) > 10
     for path, function in named:
         source = (ROOT / path).read_text(encoding="utf-8")

@@ -121,18 +121,26 @@ class Claiming:
         queue.resume = None
 
     def _take_fresh(self) -> None:
-        order, ledger = self._order, self._ledger
-        passed = 0
+        order, passed = self._order, 0
         while order.cursor < order.end and not self._is_full and passed < PASSED_MAX:
-            record = ledger.take_recent()
-            if record is None:
+            if not self._take_recent():
                 passed += self._read_fresh()
-            elif order.pass_over(order.cursor, record.queue):
+
+    def _take_recent(self) -> bool:
+        """Fresh rows that were just appended, without reading them; false if the next one must be read."""
+        order = self._order
+        recent = self._ledger.recent_from(order.cursor)
+        for position, record in recent:
+            if order.queues and order.pass_over(position, record.queue):
                 self._is_running = False
-                order.cursor += 1
             elif self._fits(len(record.data)):
-                self._give_fresh(Claim(order.cursor, record))
-                order.cursor += 1
+                self._give_fresh(Claim(position, record))
+            else:
+                break
+            order.cursor = position + 1
+            if self._is_full:
+                break
+        return bool(recent)
 
     def _read_fresh(self) -> int:
         """Fresh rows from the file, until there is no room or no row; how many were passed over."""
@@ -188,12 +196,12 @@ class Claiming:
     def _give_fresh(self, claim: Claim) -> None:
         """Give a fresh row, which is left as it is: its run is written."""
         self._claims.append(claim)
-        if self._is_running:
-            self._runs[-1].append(claim)
-        else:
-            self._runs.append([claim])
+        if not self._is_running:
+            self._runs.append([])
             self._is_running = True
-        self._ledger.claimed[claim.position] = (claim, self._runs[-1][0].position)
+        run = self._runs[-1]
+        run.append(claim)
+        self._ledger.claimed[claim.position] = (claim, run[0].position)
 
     def _write(self) -> None:
         ledger = self._ledger

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import sqlite3
 from enum import Enum
+from itertools import chain
 from typing import TYPE_CHECKING, Any, Final
 
 from dispatcher.errors import OutboxError, StoreFull
@@ -103,7 +104,7 @@ def run_group(ledger: Ledger, jobs: Sequence[Job], now: float) -> bool:
 def _moves(job: Job) -> bool:
     """Whether it may change which message is the first of its queue."""
     return job.kind is Kind.COMMAND or (
-        job.kind is Kind.SETTLE and not all(type(one) is Delivered for one in job.settlements)
+        job.kind is Kind.SETTLE and not set(map(type, job.settlements)) <= {Delivered}
     )
 
 
@@ -144,7 +145,7 @@ def _run(ledger: Ledger, jobs: Sequence[Job], now: float) -> None:
     """One transaction."""
     try:
         ledger.begin(now)
-        ledger.settle(one for job in jobs if job.kind is Kind.SETTLE for one in job.settlements)
+        ledger.settle(chain.from_iterable([job.settlements for job in jobs if job.kind is Kind.SETTLE]))
         _append(ledger, [job for job in jobs if job.kind is Kind.APPEND])
         for job in jobs:
             if job.command is not None:

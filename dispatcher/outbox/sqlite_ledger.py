@@ -122,7 +122,7 @@ class Ledger:
             write.append(self.connection, rows)
         order.end = first + len(records)
         self._on_rollback.append(partial(self._unappend, first))
-        size = sum(len(one.data) for one in records)
+        size = sum([len(one.data) for one in records])
         self._on_commit.append(partial(self.count, len(records), size))
         if self.recent or order.cursor == first:
             self.recent.extend(enumerate(records, first))
@@ -150,13 +150,14 @@ class Ledger:
         self.recent.clear()
         self._recent_bytes = 0
 
-    def take_recent(self) -> Record | None:
-        """The next fresh row's record without reading it; `None` if it must be read."""
-        cursor = self.order.cursor
+    def recent_from(self, cursor: int) -> deque[tuple[int, Record]]:
+        """Every fresh row from the cursor on, with its position; empty if they must be read."""
         recent = self.recent
         while recent and recent[0][0] < cursor:
             self._recent_bytes -= len(recent.popleft()[1].data)
-        return recent[0][1] if recent and recent[0][0] == cursor else None
+        if recent and recent[0][0] != cursor:
+            self.forget_recent()
+        return recent
 
     # --------------------------------------------------------------------------------------- settlements
 
@@ -188,13 +189,14 @@ class Ledger:
         write.delete(self.connection, gone)
         self._end_spans(popped)
         self._on_commit.append(partial(self._settled, popped))
+        self._on_commit.append(partial(self.receipts.extend, [one for one, _ in delivered], self._now))
 
     def _unsettle(self, popped: list[tuple[Settlement, tuple[Claim, int]]]) -> None:
         for one, entry in popped:
             self.claimed[one.position] = entry
 
     def _end_spans(self, popped: list[tuple[Settlement, tuple[Claim, int]]]) -> None:
-        fewer = Counter(entry[1] for _, entry in popped)
+        fewer = Counter([entry[1] for _, entry in popped])
         del fewer[0]
         for first, count in fewer.items():
             self.spans[first] -= count
@@ -216,8 +218,7 @@ class Ledger:
         for one, (claim, _) in popped:
             size = len(claim.record.data)
             match one:
-                case Delivered():
-                    self.receipts.add(one.position, self._now)  # its own `at` is of the caller's clock
+                case Delivered():  # its receipt is counted with the others
                     self.held_bytes -= size
                 case Returned():
                     self.order.hold(one.position, claim.record.queue, one.due)
@@ -271,8 +272,7 @@ logger: Final = logging.getLogger("dispatcher")
 
 
 def _delivered(one: Delivered, claim: Claim) -> bytes:
-    receipt = KeptReceipt.of(one.receipt)
-    history = History(claim.attempts, claim.returns, settled_at=one.at, receipt=receipt)
+    history = History(claim.attempts, claim.returns, 0.0, None, "", one.at, KeptReceipt.of(one.receipt))
     return encode(one.position, DELIVERED, history)
 
 

@@ -60,8 +60,8 @@ def load(ledger: Ledger, owned: Mapping[int, Claim], now: float) -> int:
     _count(ledger)
     for position, queue, _, blob in connection.execute(_LOOKED_AT, (WAITING,)):
         ledger.order.hold(position, queue, _past(position, WAITING, blob, inf).due)
-    for (position,) in connection.execute("SELECT position FROM messages WHERE state = 1"):
-        ledger.receipts.add(position, now)
+    for position in connection.execute("SELECT position FROM messages WHERE state = 1"):
+        ledger.receipts.extend(position, now)
     for position, *_ in connection.execute(_LOOKED_AT, (CLAIMED,)):
         ledger.claimed[position] = (owned[position], 0)
     ledger.waiting -= len(ledger.claimed)

@@ -10,7 +10,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
 GROUP_POSITIONS_MAX: Final = 1000
 GROUP_SECONDS: Final = 1.0
@@ -42,15 +42,17 @@ class Receipts:
         due_at = self.due_at
         return self.count > self.max_receipts or (due_at is not None and due_at <= now)
 
-    def add(self, position: int, at: float) -> None:
-        """One was delivered."""
+    def extend(self, positions: Sequence[int], at: float) -> None:
+        """These were delivered, at an instant of this clock."""
+        if not positions:
+            return
         groups = self._groups
         last = groups[-1] if groups else None
         if last is None or at > last[0] + GROUP_SECONDS or len(last[1]) >= GROUP_POSITIONS_MAX:
-            groups.append((at, array("q", (position,))))
+            groups.append((at, array("q", positions)))
         else:
-            last[1].append(position)
-        self.count += 1
+            last[1].extend(positions)
+        self.count += len(positions)
 
     def take_excess(self, now: float) -> array[int]:
         """Those that are too many or too old, the oldest first."""

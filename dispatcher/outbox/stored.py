@@ -63,7 +63,7 @@ class Stored:
     def wait(self) -> asyncio.Future[None]:
         """A future that is done once `tell` was called; shared by all who wait."""
         if self._waiter is None or self._waiter.done():
-            self._waiter = asyncio.get_running_loop().create_future()
+            self._waiter = self.committed.get_loop().create_future()
             if self.outcome is not None:
                 self._waiter.set_result(None)
         return self._waiter
