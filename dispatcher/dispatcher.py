@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from dispatcher.core.engine import Engine
     from dispatcher.core.room import Ticket
     from dispatcher.core.wire import Encoded
+    from dispatcher.observing import Observer, Prepare
     from dispatcher.renewal import TokenProvider
 
 D = TypeVar("D", bound=Delivery)
@@ -90,6 +91,9 @@ class Dispatcher:
         way: Transport = HTTPTransport(self.config) if transport is None else transport
         self._pump = Pump(self.config, way, name, on_failure, token_provider)
         self._engine = self._pump.engine
+        self._prepare: Prepare = self._check_and_encode
+        self.observer: Observer | None = None
+        """See `observe`."""
         self._submission = Submission(
             self._pump,
             self.config.deliver_within,
@@ -350,6 +354,17 @@ class Dispatcher:
             self._pump.admission.tell()
         return snapshot(self._engine, self._state, self._pump.now() if self._is_started else 0.0)
 
+    def observe(self, observer: Observer | None) -> None:
+        """Have this stand around what is handed in and around each request from now on; `None`: nothing more.
+
+        For `tracing`, before or after it is opened. There is one at a time.
+        """
+        prepare = self._check_and_encode
+        self.observer = self._submission.observer = observer
+        self._prepare = prepare if observer is None else observer.around_prepare(prepare)
+        self._submission.prepare = self._prepare
+        self._pump.observe(observer)
+
     @property
     def engine(self) -> Engine:
         """What decides and counts, for metrics to read; what changes it goes through the other methods."""
@@ -396,7 +411,9 @@ class Dispatcher:
         except AdmissionError as error:
             raise self._refused(error) from None
 
-    def _prepare(self, message: Message, kind: type[D], home: Home, now: float, is_claimed: bool) -> D:
+    def _check_and_encode(
+        self, message: Message, kind: type[D], home: Home, now: float, is_claimed: bool
+    ) -> D:
         """The same, of a dispatcher that is open. Any thread may ask."""
         plain = self._encode_plain(message)
         if plain is not None and len(plain[0]) <= self._max_bytes:

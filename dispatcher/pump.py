@@ -26,6 +26,7 @@ from dispatcher.core.engine import Engine
 from dispatcher.delivery import Delivery, Home
 from dispatcher.errors import DispatcherClosed
 from dispatcher.message import Receipt
+from dispatcher.news import News
 from dispatcher.renewal import Renewal, TokenProvider
 from dispatcher.statistics import DrainReport, report
 
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from dispatcher.core.batch import Batch, Entry, Run
     from dispatcher.delivery import DeliveryRun, HandedRun
     from dispatcher.errors import DeliveryError
+    from dispatcher.observing import Observer, Post
     from dispatcher.transport import Transport
 
 TOKEN_STATUSES: Final = (401, 403)
@@ -100,13 +102,15 @@ class Pump:
         self._supervisor: asyncio.Task[None] | None = None
         self._deliveries: set[asyncio.Task[None]] = set()
         """One for each batch in flight; the supervisor ends what is left of them."""
-        self._is_connected = True
+        self._news = News(name)
+        self._observed: Post = self._post
 
     # --------------------------------------------------------------------------------------- life cycle
 
     async def start(self) -> None:
         """Open the transport, and start the supervisor in the running loop."""
         self._loop = asyncio.get_running_loop()
+        self._news.start(self._loop)
         self.thread = get_ident()
         self.home = Home(self._loop, self.withdraw)
         self._clock_offset = time.time() - self._loop.time()
@@ -174,6 +178,7 @@ class Pump:
         for each in (self._timer, self._renewal, *self._deliveries):
             if each is not None:
                 each.cancel()
+        self._news.close(self._loop.time())
         self.report = report(self._drained, self._drained_messages, self._loop.time() - began)
         if self.report.failures:
             logger.warning("dispatcher %s closed with undelivered messages: %r", self._name, self.report)
@@ -226,6 +231,10 @@ class Pump:
         self.transport.set_token(token)
         self.engine.unhalt()
         self.schedule()
+
+    def observe(self, observer: Observer | None) -> None:
+        """Have this stand around each request from now on."""
+        self._observed = self._post if observer is None else observer.around_post(self._post)
 
     def _is_refused(self) -> bool:
         return self.engine.gate.refusal is not None and not self.has_ended
@@ -330,18 +339,13 @@ class Pump:
 
     def _report_unawaited(self, errors: list[DeliveryError]) -> None:
         self.engine.tally.unawaited_failures += len(errors)
-        logger.warning(
-            "dispatcher %s: %d messages failed and nobody awaited them, the first: %s",
-            self._name,
-            len(errors),
-            errors[0],
-        )
+        self._news.unawaited(errors, self._loop.time())
         if self._on_failure is None:
             return
         try:
             self._on_failure(errors)
-        except Exception:
-            logger.exception("dispatcher %s: on_failure itself failed", self._name)
+        except Exception as error:
+            self._news.callback_failed(error, self._loop.time())
 
     def _finish_flushes(self) -> None:
         waiting = []
@@ -376,26 +380,12 @@ class Pump:
     # -------------------------------------------------------------------------------- what holds all back
 
     def _on_gate_change(self) -> None:
-        """One line for a change of state, a loud one for a halt; and a new token, if someone can give one."""
+        """Tell it; and look for a new token, if someone can give one."""
         gate = self.engine.gate
-        self._gate_state = state = gate.state
-        if gate.refusal is not None:
-            what = "fails everything at first contact" if gate.is_first_contact else "halted"
-            held = self.engine.room.held_messages
-            logger.error(
-                "dispatcher %s %s: the upstream refuses this token or URL with %d: %s; %d messages held",
-                *(self._name, what, gate.refusal.status, gate.refusal.reason, held),
-            )
-            if self._renewal is not None and gate.refusal.status in TOKEN_STATUSES:
-                self._renewal.begin()
-        elif gate.is_outage:
-            if self._is_connected:  # else it was told that no connection is made
-                logger.warning("dispatcher %s: nobody is there; trying with single requests", self._name)
-        elif gate.pause is not None:
-            wait = gate.closed_until - self.now()
-            logger.warning("dispatcher %s: the service asks to wait %.1f s (%s)", self._name, wait, state)
-        else:
-            logger.info("dispatcher %s: open again", self._name)
+        self._gate_state = gate.state
+        self._news.gate_changed(gate, self.engine.room.held_messages, self._loop.time())
+        if gate.refusal is not None and self._renewal is not None and gate.refusal.status in TOKEN_STATUSES:
+            self._renewal.begin()
 
     # --------------------------------------------------------------------------------------- deliveries
 
@@ -413,18 +403,19 @@ class Pump:
 
     async def _deliver(self, batch: Batch) -> None:
         try:
-            answer = await self._post(batch)
+            answer = await self._observed(batch)
         except asyncio.CancelledError:
             task = asyncio.current_task()
             if task is None or task.cancelling():
                 raise
             answer = Failure("disconnect", "the transport cancelled the request", "unknown")
         except Exception as error:
-            logger.exception("dispatcher %s: the transport failed", self._name)
+            self._news.transport_failed(error, self._loop.time())
             answer = Failure("disconnect", f"the transport failed with {type(error).__name__}", "unknown")
-        self.engine.complete(batch, answer, self._loop.time())
+        now = self._loop.time()
+        self.engine.complete(batch, answer, now)
         self.schedule()
-        self._log_connection(answer)
+        self._news.answered(answer, now)
 
     async def _post(self, batch: Batch) -> Reply | Failure:
         single = batch.single
@@ -433,16 +424,3 @@ class Pump:
         return await self.transport.post_single(
             single.target, single.headers, batch.body(), timeout=batch.timeout
         )
-
-    def _log_connection(self, answer: Reply | Failure) -> None:
-        """One line when the upstream cannot be reached, one when it can again."""
-        if isinstance(answer, Failure) and answer.kind != "connect":
-            return  # somebody was there, or perhaps was: neither news is due
-        is_connected = isinstance(answer, Reply)
-        if is_connected == self._is_connected:
-            return
-        self._is_connected = is_connected
-        if isinstance(answer, Failure):
-            logger.warning("dispatcher %s: %s; trying again", self._name, answer.text)
-        else:
-            logger.info("dispatcher %s: the upstream is reached again", self._name)

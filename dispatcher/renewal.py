@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from dispatcher.errors import ConfigError
+from dispatcher.repeats import Repeats
 
 if TYPE_CHECKING:
     from dispatcher.config import Config
@@ -22,6 +23,7 @@ TokenProvider = Callable[[], str | Awaitable[str]]
 """Gives the token to use: a function, or a coroutine function."""
 SECONDS: Final = 5.0
 """Between two calls of a provider, while the token is refused."""
+FAILURES: Final = "failures of the token provider"
 
 
 class Renewal:
@@ -43,7 +45,7 @@ class Renewal:
     ) -> None:
         self._provider = provider
         self._config = config
-        self._name = name
+        self._repeats = Repeats(logger, f"dispatcher {name}: ")
         self._is_refused = is_refused
         self._set_token = set_token
         self._task: asyncio.Task[None] | None = None
@@ -71,10 +73,18 @@ class Renewal:
         try:
             answer = self._provider()
             given = answer if isinstance(answer, str) else await answer
-            return replace(self._config, token=given.strip()).token
+            token = replace(self._config, token=given.strip()).token
+            self._repeats.ended(
+                FAILURES, "the token provider gives a token", asyncio.get_running_loop().time()
+            )
+            return token
         except ConfigError as error:  # its text never holds a token
-            logger.error("dispatcher %s: the token provider's token: %s", self._name, error)
+            self._failed(f"the token provider's token: {error}")
         except Exception as error:
-            kind = type(error).__name__
-            logger.error("dispatcher %s: the token provider failed with %s", self._name, kind)
+            self._failed(f"the token provider failed with {type(error).__name__}")
         return None
+
+    def _failed(self, words: str) -> None:
+        """Tell it, in few lines: it is asked again and again."""
+        now = asyncio.get_running_loop().time()
+        self._repeats.failed(FAILURES, words, now, level=logging.ERROR, is_lasting=True)

@@ -19,12 +19,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from dispatcher.core.wire import Encoder
-    from dispatcher.delivery import Home
     from dispatcher.message import Message
+    from dispatcher.observing import EncodeRun, Observer, Prepare
     from dispatcher.pump import Pump
     from dispatcher.streams import Places
-
-    Prepare = Callable[[Message, type[Delivery], Home, float, bool], Delivery]
 
 
 class Submission:
@@ -53,7 +51,8 @@ class Submission:
         self._pump = pump
         self._deliver_within = deliver_within
         self._check_open = check_open
-        self._prepare = prepare
+        self.prepare = prepare
+        self.observer: Observer | None = None
         self._admit = admit
         self._refused = refused
 
@@ -94,7 +93,9 @@ class Submission:
         most, most_bytes = room.reserve(lanes.max_messages, lanes.max_bytes - lanes.max_messages - 1)
         odd: Message | UnsetType = UNSET
         try:
-            encode_run = self.encoder.encode_run
+            encode_run: EncodeRun = self.encoder.encode_run
+            if self.observer is not None:
+                encode_run = self.observer.around_run(encode_run)
             odd = encode_run(messages, run, most, most_bytes) if most else next(messages, UNSET)
         finally:  # also if the iterable breaks off
             room.release(most - len(run), most_bytes - run.size_bytes)
@@ -122,7 +123,7 @@ class Submission:
         """The same for one message of any kind."""
         pump = self._pump
         try:
-            delivery = self._prepare(message, Delivery, pump.home, pump.turn_at, True)
+            delivery = self.prepare(message, Delivery, pump.home, pump.turn_at, True)
         except AdmissionError as error:
             places.append(self._refused(error))
             return None

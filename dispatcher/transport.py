@@ -272,7 +272,11 @@ def tls_context(ca_file: str) -> ssl.SSLContext:
 
 
 def words_of(error: BaseException) -> str:
-    """What happened, without aiohttp's repetition of where."""
+    """What happened, without aiohttp's repetition of where: a target may have a destination's query in it."""
+    if isinstance(error, aiohttp.ClientResponseError):
+        return " ".join(error.message.split())
+    if isinstance(error, aiohttp.InvalidURL):
+        return "the URL is not valid"
     if isinstance(error, aiohttp.ClientConnectorError) and not isinstance(error, aiohttp.ClientSSLError):
         error = error.os_error
     text = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__

@@ -102,8 +102,10 @@ def owners(module: str) -> set[str]:
 
 
 def test_everything_the_package_imports_is_declared() -> None:
-    """As a dependency, or with the one that it comes with."""
-    declared = names(PROJECT["dependencies"])
+    """As a dependency, with the one that it comes with, or in an extra for users."""
+    extras = PROJECT["optional-dependencies"]
+    for_users = [one for name, given in extras.items() if name not in ("bench", "test") for one in given]
+    declared = names(PROJECT["dependencies"] + for_users)
     used = {one.top for one in imports_of(package_sources()) if one.top and one.top != "dispatcher"}
     foreign = used - set(sys.stdlib_module_names)
     for name in foreign - COMES_WITH.keys():

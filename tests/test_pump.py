@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from typing import TYPE_CHECKING
 
 import pytest
 
 from dispatcher import Config, Dispatcher, DispatcherError, Message, OutcomeUnknown, Receipt
-from dispatcher.core.batch import Failure, Reply
+from dispatcher.core.batch import Failure
 from dispatcher.testing import ScriptedTransport
 
 uvloop = pytest.importorskip("uvloop")
@@ -31,19 +30,6 @@ def test_an_instant_that_has_passed_can_be_armed(factory: Callable[[], asyncio.A
 
     with asyncio.Runner(loop_factory=factory) as runner:
         runner.run(arm_twice())
-
-
-def test_the_connection_is_told_twice_at_most(caplog: pytest.LogCaptureFixture) -> None:
-    """Once when it is lost, once when there is a reply again; a timeout in between is news of neither."""
-    caplog.set_level(logging.INFO, "dispatcher")
-    pump = Dispatcher(Config(token="t"))._pump
-    lost, late = Failure("connect", "cannot connect", "not_sent"), Failure("timeout", "late", "unknown")
-    for answer in (late, lost, late, lost, Failure("disconnect", "gone", "unknown"), Reply(503, b""), late):
-        pump._log_connection(answer)
-    assert [record.getMessage() for record in caplog.records] == [
-        "dispatcher default: cannot connect; trying again",
-        "dispatcher default: the upstream is reached again",
-    ]
 
 
 @pytest.mark.parametrize(("gained", "outcome"), [(600.0, OutcomeUnknown), (0.5, Receipt), (-600.0, Receipt)])

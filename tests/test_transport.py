@@ -249,6 +249,18 @@ async def test_a_certificate_nobody_signed_is_certain_too(tmp_path: Path) -> Non
     assert len(raw.requests) == 1
 
 
+async def test_what_cannot_be_parsed_is_told_without_the_target() -> None:
+    """A message that travels alone has its destination in the request's own path, query and all."""
+    async with RawServer(b"HTP/banana 200\r\nfoo\r\n\r\n") as server, opened(server.url) as transport:
+        target = "/v2/publish/https://example.com/hook?key=QUERY"
+        failure = await transport.post_single(target, (), b"\xff", timeout=5)
+    assert isinstance(failure, Failure)
+    assert (failure.kind, failure.certainty) == ("disconnect", "unknown")
+    assert failure.text.startswith("the connection was lost: Bad status line")
+    assert "QUERY" not in failure.text
+    assert "example.com" not in failure.text
+
+
 async def test_an_unreadable_ca_file_is_a_configuration_error(tmp_path: Path) -> None:
     """It says which setting and why."""
     config = Config.load(env={}, token="t", transport_ca_file=str(tmp_path / "missing.pem"))

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from dispatcher.errors import DeliveryError, DispatcherError
     from dispatcher.message import Message, Receipt
+    from dispatcher.observing import Observer
     from dispatcher.renewal import TokenProvider
     from dispatcher.transport import Transport
 
@@ -77,6 +78,7 @@ class BlockingDispatcher:
         self._transport = transport
         self._on_failure = on_failure
         self._token_provider = token_provider
+        self._observer: Observer | None = None
         self._token: str | None = None
         """A token that replaced the configuration's."""
         self._worker: Worker | None = None
@@ -149,7 +151,7 @@ class BlockingDispatcher:
         transport = None if self._transport is None else self._transport()
         if transport is not None and self._token is not None:
             transport.set_token(self._token)
-        return Served(
+        served = Served(
             handover,
             self.config,
             name=self.name,
@@ -157,6 +159,8 @@ class BlockingDispatcher:
             on_failure=self._on_failure,
             token_provider=self._token_provider,
         )
+        served.observe(self._observer)
+        return served
 
     # ----------------------------------------------------------------------------------------- admission
 
@@ -296,6 +300,13 @@ class BlockingDispatcher:
         """
         worker = self._open()
         return worker.call(worker.served.resume, queue)
+
+    def observe(self, observer: Observer | None) -> None:
+        """See `Dispatcher.observe`; here and in processes forked later."""
+        self._observer = observer
+        worker = self._worker
+        if worker is not None:
+            worker.call(worker.served.observe, observer)
 
     def _intake(self) -> Intake:
         worker = self._worker or self._open()

@@ -32,6 +32,8 @@ class Kept(Struct, gc=False, array_like=True, omit_defaults=True):
     target: str | None = None
     """Of one that travels alone, the target and the header lines of its request."""
     lines: tuple[tuple[str, str], ...] = ()
+    noted: str = ""
+    """What an observer of the dispatcher wants to be told when the message is handed in."""
 
     @property
     def message(self) -> Message:
@@ -45,7 +47,7 @@ class Kept(Struct, gc=False, array_like=True, omit_defaults=True):
         return Encoded(self.data, self.deduplication_id, self.idempotent, self.owns_id, single)
 
 
-def pack(message: Message, encoded: Encoded) -> bytes:
+def pack(message: Message, encoded: Encoded, noted: str = "") -> bytes:
     """The bytes to keep."""
     single = encoded.single
     return _encode(
@@ -59,6 +61,7 @@ def pack(message: Message, encoded: Encoded) -> bytes:
             message.queue or None,
             None if single is None else single.target,
             () if single is None else single.headers,
+            noted,
         )
     )
 

@@ -252,8 +252,11 @@ class Outbox:
         if self._fixes_delays:
             message = fixed(message, now)
         encoded, identity = self._encode(message)
+        observer, noted = self._dispatcher.observer, ""
+        if observer is not None:
+            encoded, noted = observer.keep(message, encoded)
         stored = Stored(identity, encoded.deduplication_id, committed, self._watching)
-        return Record(identity, pack(message, encoded), message.queue or None, now), stored
+        return Record(identity, pack(message, encoded, noted), message.queue or None, now), stored
 
     def _encode(self, message: Message) -> tuple[Encoded, str]:
         """What will travel, and the id; where we draw the deduplication id, it is the same."""

@@ -25,6 +25,7 @@ from dispatcher.message import Receipt
 from dispatcher.outbox.codec import unpack
 from dispatcher.outbox.judging import delivered, failed, unsafe_words
 from dispatcher.outbox.store import Cancelled, Dead, Returned
+from dispatcher.outbox.store_news import StoreNews
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -111,6 +112,7 @@ class Relay:
         self._has_returned = asyncio.Event()
         """Set while there are none."""
         self._has_returned.set()
+        self._news = StoreNews()
         self._unsettled: list[Settlement] = []
         self._has_unsettled = asyncio.Event()
         self._is_over = False
@@ -152,6 +154,7 @@ class Relay:
         if not self._settling.done():
             self._settling.cancel()
             logger.error("%d settlements could not be kept; these are sent again", len(self._unsettled))
+        self._news.close()
         self._watching.close(OutboxError("the outbox was closed; the message stays in its store"))
 
     def _leave(self) -> None:
@@ -183,11 +186,12 @@ class Relay:
                     await self._look_again()
                 else:
                     claims = await self._claimed(messages, size)
+                    self._news.claimed()
                     await self._hand_in(claims)
                     if not claims:
                         await self._store.wait(time.time())
             except OutboxError as error:
-                logger.warning("the outbox cannot claim: %s", error)
+                self._news.claim_failed(error)
                 await asyncio.sleep(LOOK_AGAIN)
             except DispatcherClosed as error:
                 logger.info("the outbox sends no more: %s", error)
@@ -251,6 +255,8 @@ class Relay:
         if relayed is None:
             return False
         relayed.claim = claim
+        if kept.noted and self._dispatcher.observer is not None:
+            self._dispatcher.observer.recall(relayed, kept.noted)
         self._out[claim.record.id] = relayed
         if relayed.queue is not None:
             self._of_queue.setdefault(relayed.queue, set()).add(relayed)
@@ -375,11 +381,12 @@ class Relay:
             try:
                 await self._store.settle(told)
             except OutboxError as error:
-                logger.warning("%d settlements could not be kept yet: %s", len(told), error)
+                self._news.settling_failed(len(told), error)
                 self._unsettled = [*told, *self._unsettled]
                 self._has_unsettled.set()
                 await asyncio.sleep(LOOK_AGAIN)
             else:
+                self._news.settled()
                 self._count(told, -1)
                 self._watching.forget(unread)
 

@@ -12,6 +12,7 @@ timer for answers is re-armed only when it fires. Made by `server`, its only cal
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
 import traceback
 from contextlib import suppress
@@ -280,14 +281,20 @@ class Connection(Incoming):
         if exc is not None:
             frames = "".join(traceback.format_tb(exc.__traceback__))
             # Not the exception's own text: it may quote the request.
-            self.logger.error("a request failed here, with %s:\n%s", type(exc).__name__, frames)
+            self._tell("a request failed here", exc, f":\n{frames}")
         return Refusal(status, "the sidecar failed to handle this request; its log says where")
 
     def log_exception(self, *args: Any, **options: Any) -> None:
         """What aiohttp finds wrong besides; that the rest of a body is broken which nobody wanted is not."""
         error = options.get("exc_info")
         if not isinstance(error, Refused):
-            self.logger.error("%s (%s)", args[0], type(error).__name__)
+            self._tell(str(args[0]), error)
+
+    def _tell(self, words: str, error: BaseException | None, then: str = "") -> None:
+        """In few lines, however often it happens."""
+        name, faults = type(error).__name__, self._server.faults
+        words = f"{words}, with {name}"
+        faults.failed(f"faults with {name}", words, self._loop.time(), then=then, level=logging.ERROR)
 
 
 def _shut(transport: asyncio.Transport) -> bool:

@@ -25,6 +25,7 @@ from dispatcher.sidecar.counters import IntakeCounters
 from dispatcher.sidecar.generation import Generation, shut
 from dispatcher.sidecar.listeners import Listener
 from dispatcher.sidecar.outbox_service import OutboxService
+from dispatcher.sidecar.refusal_news import RefusalNews
 from dispatcher.sidecar.reload import change
 from dispatcher.sidecar.settings import is_loopback
 from dispatcher.sidecar.state import State
@@ -75,6 +76,7 @@ class Daemon:
         self._state = State()
         self._counters = IntakeCounters()
         self._dispatcher = Dispatcher(config.dispatcher, name="sidecar")
+        self._refusals = RefusalNews(self._counters)
         self._notifier = Notifier(os.environ)
         file = config.outbox.file
         self._outbox = None if file is None else OutboxService(file, config.outbox, self._dispatcher)
@@ -176,8 +178,9 @@ class Daemon:
 
     async def _beat(self) -> None:
         """Feel the dispatcher's pulse, and let the service manager know; end if there is none."""
-        seconds = self._notifier.watchdog_seconds
+        seconds, loop = self._notifier.watchdog_seconds, asyncio.get_running_loop()
         while True:
+            self._refusals.look(loop.time())
             why = self._state.why_not_alive(self._dispatcher.statistics().state)
             if why:
                 logger.critical("%s: the process ends", why)
@@ -277,6 +280,7 @@ class Daemon:
         self._state.set_closed()
         self._admin.close()
         await shut(self._admin_server, ADMIN_SECONDS)
+        self._refusals.close(loop.time())
         return self._conclude(report)
 
     def _conclude(self, report: DrainReport) -> int:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 from aiohttp import hdrs, web
 from aiohttp.http import HttpVersion, HttpVersion10, HttpVersion11
 
+from dispatcher.repeats import Repeats
 from dispatcher.sidecar.connection import CONTINUE, Connection
 from dispatcher.sidecar.crowd import Crowd
 from dispatcher.sidecar.incoming import FIELDS_MAX, measured
@@ -144,6 +145,8 @@ class Server(web.Server):
         )
         self.serve = serve
         self.counters = counters
+        self.faults = Repeats(LOGGER, "")
+        """Requests that failed here: told in few lines."""
         self._crowd = Crowd(serve, counters, self._loop)
         self.release, self.leave, self.hear = self._crowd.release, self._crowd.leave, self._crowd.hear
         self._handler = handler
@@ -169,6 +172,7 @@ class Server(web.Server):
     def pre_shutdown(self) -> None:
         """Serve nobody new, and close what is idle."""
         self._crowd.dismiss()
+        self.faults.close(self._loop.time())
         super().pre_shutdown()
 
     def _close_an_idle_one(self) -> None:
