@@ -47,6 +47,7 @@ KNOWN_ONLY_IN = {
     "orjson": ("core", "devserver", "ndjson", "sdk", "scripted", "sidecar", "cli", "outbox"),
     "anyio": ("pump", "testing", "sidecar", "cli"),
     "uvloop": ("cli",),
+    "rich": ("cli",),
     "argparse": ("cli", "settings", "config", "sidecar"),
     "logging": ("pump", "renewal", "repeats", "news", "blocking", "devserver", "sidecar", "cli", "outbox"),
     "threading": ("blocking", "metrics", "pump", "dispatcher", "outbox"),

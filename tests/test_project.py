@@ -26,6 +26,7 @@ COMES_WITH = {
     "yarl": "aiohttp",  # its URLs are part of aiohttp's own API
     "multidict": "aiohttp",  # so are its headers
     "uvloop": "",  # an extra: imported where it is there
+    "rich": "",  # an extra of one command, which says so
 }
 """Imported by the package, and declared by whom."""
 TRACES = re.compile(

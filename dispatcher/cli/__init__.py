@@ -26,6 +26,7 @@ COMMANDS: Final = {
     "outbox": "look at the file of an outbox, and decide about its dead letters",
     "send": "send messages from a file or a pipe, NDJSON, any size",
     "serve": "run the sidecar: any SDK publishes to it, and full batches leave it",
+    "top": "show in a terminal what a running sidecar's status page shows",
 }
 EXIT_DONE: Final = 0
 EXIT_UNDELIVERED: Final = 1

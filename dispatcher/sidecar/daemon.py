@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final
 
 from dispatcher.dispatcher import Dispatcher
 from dispatcher.errors import ConfigError, MessageRejected
-from dispatcher.sidecar import logs
+from dispatcher.sidecar import callers_spans, logs
 from dispatcher.sidecar.admin import Admin
 from dispatcher.sidecar.counters import IntakeCounters
 from dispatcher.sidecar.generation import Generation, shut
@@ -76,6 +76,7 @@ class Daemon:
         self._state = State()
         self._counters = IntakeCounters()
         self._dispatcher = Dispatcher(config.dispatcher, name="sidecar")
+        callers_spans.begin(self._dispatcher, config.serve.tracing)
         self._refusals = RefusalNews(self._counters)
         self._notifier = Notifier(os.environ)
         file = config.outbox.file

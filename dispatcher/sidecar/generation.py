@@ -11,7 +11,7 @@ import asyncio
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
-from dispatcher.sidecar import logs
+from dispatcher.sidecar import callers_spans, logs
 from dispatcher.sidecar.app import App
 from dispatcher.sidecar.guard import Guard, make_server
 from dispatcher.sidecar.intake import Intake
@@ -51,7 +51,8 @@ class Generation:
         intake = Intake(dispatcher, serve, counters, outbox, config.outbox.respond_after)
         kept = None if outbox is None else KeptMessages(outbox, self._proxy, counters)
         self._app = App(dispatcher, intake, self._proxy, guard, counters, kept)
-        self._server: web.Server = make_server(self._handle, serve, counters)
+        handle = callers_spans.under_callers(self._handle, serve.tracing)
+        self._server: web.Server = make_server(handle, serve, counters)
 
     async def start(self) -> None:
         """Open the proxy's connections."""

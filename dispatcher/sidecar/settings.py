@@ -169,6 +169,13 @@ class ServeSettings:
         "text", meaning="Lines for people, or one JSON object a line.", advice="Both go to standard error."
     )
 
+    tracing: Literal["off", "on", "forward"] = setting(
+        "off",
+        meaning="OpenTelemetry spans of requests to the service, linked to their callers' (`traceparent`); "
+        "`forward` gives that to the destinations, too.",
+        advice="Needs the extra `otel`, and a provider: `opentelemetry-instrument dispatcher serve`.",
+    )
+
     def __post_init__(self) -> None:
         check_fields(self, "serve.")
         if self.workers > 1:

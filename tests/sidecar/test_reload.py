@@ -85,7 +85,7 @@ def test_where_it_listens_never_changes() -> None:
     fixed = {f"serve.{one.name}" for one in dataclasses.fields(ServeSettings)} - CHANGEABLE
     assert fixed == {
         *("serve.host", "serve.port", "serve.socket", "serve.admin_host", "serve.admin_port"),
-        *("serve.authentication", "serve.workers"),
+        *("serve.authentication", "serve.workers", "serve.tracing"),
     }
 
 

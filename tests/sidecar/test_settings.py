@@ -36,6 +36,7 @@ SAMPLES: dict[str, tuple[str, Any]] = {
     "serve.log_level": ("debug", "debug"),
     "serve.log_format": ("json", "json"),
     "serve.workers": ("1", 1),
+    "serve.tracing": ("forward", "forward"),
     "serve.max_head_bytes": ("2048", 2_048),
 }
 
@@ -80,6 +81,7 @@ def test_the_defaults_are_safe_and_known() -> None:
         "workers": 1,
         "log_level": "info",
         "log_format": "text",
+        "tracing": "off",
     }
     assert len(serve_settings_table().splitlines()) == 2 + len(serve_settings())
 
