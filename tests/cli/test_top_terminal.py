@@ -72,11 +72,9 @@ async def test_the_screen_says_what_the_status_says(tmp_path: Path) -> None:
         row = top.text.index("Recent failures")
         assert "was rejected with 400" in " ".join(top.text[row : row + 400].split())
         top.resize(200, 50)
-        await top.until(lambda: columns(top) == 2)
-        assert "q ends" in top.screen.display[49]
+        await top.until(lambda: columns(top) == 2 and "q ends" in top.screen.display[49])
         top.resize(80, 24)
-        await top.until(lambda: columns(top) == 1)
-        assert "q ends" in top.screen.display[23]
+        await top.until(lambda: columns(top) == 1 and "q ends" in top.screen.display[23])
 
         upstream.set_token(SECOND)
         waits = asyncio.create_task(sidecar.publish("waits"))
