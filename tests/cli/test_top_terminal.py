@@ -132,8 +132,9 @@ async def test_several_listeners_are_rows_and_their_sum() -> None:
         figures = ["2,469", "2,400", "14", "18,000", "2.5", "s", "24/32", "1.5", "s", "2"]
         assert ["all", *figures] in rows
         top.resize(18, 4)
-        await top.until(lambda: top.screen.display[0] == "dispatcher  3 list")
-        assert "q ends" in top.screen.display[3]
+        await top.until(
+            lambda: top.screen.display[0] == "dispatcher  3 list" and "q ends" in top.screen.display[3]
+        )
         top.process.send_signal(signal.SIGTERM)
         assert await top.ended() == 128 + signal.SIGTERM
 
