@@ -172,6 +172,7 @@ def test_without_wrk_it_says_so(monkeypatch: pytest.MonkeyPatch, capsys: pytest.
     assert "nothing can run here" in said
 
 
+@pytest.mark.alone
 @pytest.mark.anyio
 async def test_dispatcher_bench_loads_a_sidecar(upstream: str) -> None:
     """`--target` with single publishes, each awaited: none fails, and they leave as batches."""
