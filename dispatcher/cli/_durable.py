@@ -215,9 +215,11 @@ class DurableSending:
         return max(0, self._outbox.status().dead - self.progress.dead_before)
 
     async def _watch(self) -> None:
-        """Ask for the end where nothing more can be delivered: the token or the URL is refused."""
+        """Ask for the end where nothing more can be delivered: it is refused for good, or the relay died."""
         loop, since = asyncio.get_running_loop(), None
         while True:
+            if self._outbox.death is not None:
+                self._stop.ask(self._outbox.death)
             statistics = self._dispatcher.statistics()
             if statistics.state not in ("halted", "refused"):
                 since = None

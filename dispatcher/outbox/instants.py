@@ -55,11 +55,12 @@ def _fixed(lines: Iterable[tuple[str, str]], now: float) -> list[tuple[str, str]
         lowered = {name.lower(): value for name, value in lines}
         seconds = seconds_of(lowered[DELAY]) if DELAY in lowered else None
         is_untouchable = says_true(lowered.get(_CONTENT, ""))
-    except (AttributeError, TypeError):
-        return None  # no headers at all: whoever encodes it says what is wrong
+        at = 0 if seconds is None else math.ceil(now + seconds)
+    except (AttributeError, TypeError, ValueError, OverflowError):
+        return None  # no headers at all, or no instant: whoever encodes or gets it says what is wrong
     if seconds is None or is_untouchable:
         return None
     kept = [line for line in lines if line[0].lower() != DELAY]
     if NOT_BEFORE.lower() in lowered:
         return kept  # it wins over the delay
-    return [*kept, (NOT_BEFORE, str(math.ceil(now + seconds)))]
+    return [*kept, (NOT_BEFORE, str(at))]

@@ -92,7 +92,8 @@ def _pause(claim: Claim, error: DeliveryError, now: float, rng: Rng) -> float:
         return max(0.0, error.reset_at - now)
     if isinstance(error, Halted):
         return HALT_SECONDS
-    return rng.uniform(0.5, 1.0) * min(RETURN_SECONDS_MAX, RETURN_SECONDS * 2.0 ** min(claim.returns, 16))
+    tries = min(claim.returns, len(claim.attempts), 16)  # it may have come back untried
+    return rng.uniform(0.5, 1.0) * min(RETURN_SECONDS_MAX, RETURN_SECONDS * 2.0**tries)
 
 
 def _history(claim: Claim, latest: tuple[Attempt, ...], began: float) -> tuple[Attempt, ...]:

@@ -123,11 +123,12 @@ class Outbox:
         self._refusal = CLOSED
         unwatch(self)
         self._commit()
-        if self._appending:
-            await asyncio.wait(self._appending)
         try:
-            await self._relay.aclose(self._dispatcher.config.drain_within)
-        finally:
+            if self._appending:
+                await asyncio.wait(self._appending)
+            await self._relay.drain(self._dispatcher.config.drain_within)
+        finally:  # cancelled, too
+            self._relay.stop()
             await self.store.aclose()
 
     async def __aenter__(self) -> Self:
@@ -313,14 +314,17 @@ class Outbox:
         return await self.store.find(message_id)
 
     async def cancel(self, message_id: str) -> bool:
-        """Take a message back that has not left; false if it may have left, or is not known."""
+        """Take a message back that has not left; false if it may have left, or is not known.
+
+        True once that is durable: a crash does not send it. Raises `OutboxError` if it is not (yet).
+        """
         return await self._relay.cancel(message_id)
 
     def resume(self, queue: str) -> bool:
         """Let a queue go on whose rules (`Queue(on_failure="stop")`) stopped it at a dead letter.
 
-        The outbox's queues are resumed here, not at the dispatcher. Returns false if it had not stopped. A
-        restart lets every queue go on, too.
+        The outbox's queues are resumed here, not at the dispatcher; it goes on within 5 seconds. Returns
+        false if it had not stopped. A restart lets every queue go on, too.
         """
         return self._relay.resume(queue)
 

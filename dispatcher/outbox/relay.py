@@ -17,18 +17,18 @@ import random
 import time
 from collections import deque
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, ClassVar, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from dispatcher.delivery import Delivery
 from dispatcher.errors import DispatcherClosed, OutboxError
 from dispatcher.message import Receipt
 from dispatcher.outbox.codec import unpack
 from dispatcher.outbox.judging import delivered, failed, unsafe_words
+from dispatcher.outbox.relayed import Relayed, Sink
 from dispatcher.outbox.store import Cancelled, Dead, Returned
 from dispatcher.outbox.store_news import StoreNews
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Iterable, Sequence
 
     from dispatcher.dispatcher import Dispatcher
     from dispatcher.outbox.judging import Policy
@@ -42,46 +42,12 @@ SLICE: Final = 250
 """Messages handed in before the loop has its turn."""
 CLEAR_SECONDS: Final = 0.02
 """Between looks at what is left of a queue that has to come back."""
+STOPPED_SECONDS: Final = 5.0
+"""After which what stands in a stopped queue is looked at again; it waits in the store, not here."""
 LOOK_AGAIN: Final = 0.5
 """Seconds after which what failed in the store is tried again, and room that others gave back is found."""
 
 logger: Final = logging.getLogger("dispatcher.outbox")
-
-
-class Relayed(Delivery, eq=False, gc=False):
-    """A claimed message in the dispatcher."""
-
-    stops_queue: ClassVar[bool] = True
-    claim: Any = None
-    """Its `Claim`."""
-    is_cancelled: bool = False
-    """It was taken back for good."""
-
-    def wake(self) -> bool:
-        """It has settled: all of a turn's are looked at together. Called by the pump."""
-        self.waiters.append(self)
-        return True
-
-
-class Sink:
-    """Where the dispatcher puts what has settled."""
-
-    __slots__ = ("_look", "_loop", "_settled")
-
-    def __init__(self, loop: asyncio.AbstractEventLoop, look: Callable[[list[Relayed]], None]) -> None:
-        self._loop = loop
-        self._look = look
-        self._settled: list[Relayed] = []
-
-    def append(self, relayed: Relayed) -> None:
-        """One more."""
-        if not self._settled:
-            self._loop.call_soon(self._tell)
-        self._settled.append(relayed)
-
-    def _tell(self) -> None:
-        settled, self._settled = self._settled, []
-        self._look(settled)
 
 
 class Relay:
@@ -117,6 +83,8 @@ class Relay:
         self._has_unsettled = asyncio.Event()
         self._is_over = False
         """Nothing more will come to be settled."""
+        self._cancels: dict[int, asyncio.Future[OutboxError | None]] = {}
+        """By position: who waits until the store knows that a message was taken back."""
         self._has_room = asyncio.Event()
 
     # --------------------------------------------------------------------------------------- life cycle
@@ -134,9 +102,17 @@ class Relay:
         if not task.cancelled() and (error := task.exception()) is not None:
             self.death = f"the outbox's relay died of {type(error).__name__}"
             logger.critical("%s: nothing is sent any more", self.death, exc_info=error)
+            self._claiming.cancel()  # what cannot be settled would be sent again
+            self._end(f"{self.death}; the message stays in its store")
 
-    async def aclose(self, within: float) -> None:
-        """Take back what has not left, wait for answers that are due, have it all settled."""
+    def _end(self, words: str) -> None:
+        """Nobody is told anything more."""
+        error = OutboxError(words)
+        self._watching.close(error)
+        self._answer([Cancelled(position) for position in self._cancels], error)
+
+    async def drain(self, within: float) -> None:
+        """Take back what has not left, wait for answers that are due, have it all settled; then `stop`."""
         loop = asyncio.get_running_loop()
         ends_at = loop.time() + within
         self._claiming.cancel()
@@ -151,11 +127,14 @@ class Relay:
         self._is_over = True
         self._has_unsettled.set()
         await asyncio.wait([self._settling], timeout=max(LOOK_AGAIN, ends_at - loop.time()))
-        if not self._settling.done():
-            self._settling.cancel()
+
+    def stop(self) -> None:
+        """End, drained or not; who opens the store next sends what is not settled."""
+        self._claiming.cancel()
+        if self._settling.cancel():
             logger.error("%d settlements could not be kept; these are sent again", len(self._unsettled))
         self._news.close()
-        self._watching.close(OutboxError("the outbox was closed; the message stays in its store"))
+        self._end("the outbox was closed; the message stays in its store")
 
     def _leave(self) -> None:
         """What left and was not answered may have been taken: who opens the store next sends it again."""
@@ -247,6 +226,9 @@ class Relay:
         if kept.queue in self._due:
             self._give_back((claim,), max(self._due[kept.queue], now + CLEAR_SECONDS))
             return True
+        if kept.queue in self._halted:
+            self._give_back((claim,), now + STOPPED_SECONDS)
+            return True
         if self._policy == "fail" and (words := unsafe_words(claim, now, is_idempotent=kept.idempotent)):
             self._tell([Dead(claim.position, words, claim.attempts, now)])
             return True
@@ -321,6 +303,7 @@ class Relay:
         rules = self._dispatcher.config.queues.get(queue)
         if rules is not None and rules.on_failure == "stop":
             self._halted.add(queue)
+            self._hold_back(queue, time.time() + STOPPED_SECONDS)  # it would fill the dispatcher
         elif queue not in self._leaving:
             self._let_go(queue)
 
@@ -384,18 +367,32 @@ class Relay:
                 self._news.settling_failed(len(told), error)
                 self._unsettled = [*told, *self._unsettled]
                 self._has_unsettled.set()
+                self._answer(told, error)
                 await asyncio.sleep(LOOK_AGAIN)
             else:
                 self._news.settled()
                 self._count(told, -1)
                 self._watching.forget(unread)
+                self._answer(told, None)
 
     async def cancel(self, message_id: str) -> bool:
-        """Take a message back that has not left."""
+        """Take a message back that has not left; true once the store knows it. Raises `OutboxError`."""
         relayed = self._out.get(message_id)
         if relayed is None:
             return await self._store.cancel(message_id)
-        if relayed.outcome is None and relayed.withdraw():
-            relayed.is_cancelled = True
-            return True
-        return False
+        if self._settling.done() or self._settling.cancelling():
+            raise OutboxError(self.death or "the outbox is closed")
+        if relayed.outcome is not None or not relayed.withdraw():
+            return False
+        relayed.is_cancelled = True
+        known = self._cancels[relayed.claim.position] = asyncio.get_running_loop().create_future()
+        if error := await asyncio.shield(known):
+            raise error
+        return True
+
+    def _answer(self, told: Sequence[Settlement], error: OutboxError | None) -> None:
+        """Tell who took some of these back that the store knows it, or why not."""
+        if self._cancels:
+            for one in told:
+                if type(one) is Cancelled and (known := self._cancels.pop(one.position, None)) is not None:
+                    known.set_result(error)

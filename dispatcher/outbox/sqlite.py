@@ -236,6 +236,11 @@ class SQLiteStore:
             raise OutboxError(f"{self.path}: was opened before a fork, by process {self._pid}; open it here")
 
     def _check_room(self, messages: int, size_bytes: int) -> None:
+        if messages == 1 and size_bytes > self.max_bytes:
+            raise OutboxError(
+                f"{self.path}: a message of {size_bytes} bytes never fits into {self.max_bytes}: "
+                "raise max_bytes"
+            )
         known = self._known
         status = known.status
         held = status.waiting + status.claimed + status.dead + self._pending_messages

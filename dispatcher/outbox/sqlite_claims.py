@@ -28,8 +28,8 @@ from dispatcher.outbox.store import Claim
 if TYPE_CHECKING:
     from collections.abc import Generator
 
+    from dispatcher.outbox.order import Queue
     from dispatcher.outbox.sqlite_ledger import Ledger
-    from dispatcher.outbox.sqlite_order import Queue
 
 PASSED_MAX: Final = 20_000
 """Fresh rows of held queues that one claim may pass over: others wait for the thread meanwhile."""

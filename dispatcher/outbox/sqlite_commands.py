@@ -21,12 +21,12 @@ from dispatcher.outbox.sqlite_rows import (
     decode,
     encode,
 )
+from dispatcher.outbox.store import Found
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from dispatcher.outbox.sqlite_ledger import Ledger
-    from dispatcher.outbox.store import Found
 
 _DEAD_ROWS: Final = SELECT + "WHERE state > 1 AND state = 4"
 
@@ -67,7 +67,15 @@ def dead_letters(ledger: Ledger, after: str | None, limit: int) -> list[Found]:
     found = ledger.connection.execute(
         f"{_DEAD_ROWS} AND position > ? ORDER BY position LIMIT ?", (position, limit)
     )
-    return [row.found(is_claimed=False) for row in map(Row._make, found.fetchall())]
+    return [_letter(row) for row in map(Row._make, found.fetchall())]
+
+
+def _letter(row: Row) -> Found:
+    """A dead letter; of a damaged one, what there is, so that it hides no other."""
+    try:
+        return row.found(is_claimed=False)
+    except RowDamagedError:
+        return Found("dead", row.record(), reason="what is kept of its history fails its checksum")
 
 
 def retry(ledger: Ledger, message_ids: Sequence[str] | None) -> int:
@@ -103,6 +111,8 @@ def _undead(ledger: Ledger, rows: list[tuple[int, str | None, int]], *, is_waiti
 
 
 def _row(ledger: Ledger, message_id: str) -> Row | None:
+    if not _can_be(message_id):
+        return None
     sql = SELECT + "WHERE id = ?"
     found = ledger.connection.execute(sql, (message_id,)).fetchone()
     return None if found is None else Row._make(found)
@@ -112,10 +122,19 @@ def _dead(ledger: Ledger, message_ids: Sequence[str] | None) -> list[tuple[int, 
     sql = "SELECT position, queue, length(data), history FROM messages WHERE state > 1 AND state = 4"
     if message_ids is None:
         return ledger.connection.execute(sql).fetchall()
-    unique = dict.fromkeys(message_ids)
+    unique = dict.fromkeys(filter(_can_be, message_ids))
     return [
         row for one in unique for row in ledger.connection.execute(f"{sql} AND id = ?", (one,)).fetchall()
     ]
+
+
+def _can_be(message_id: str) -> bool:
+    """Whether it can be an id at all: in one from outside there may be bytes that are no text."""
+    try:
+        message_id.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _past(position: int, blob: bytes) -> History:

@@ -166,6 +166,9 @@ def _command(ledger: Ledger, job: Job, command: Callable[[Ledger], Any]) -> None
         job.result = command(ledger)
     except RowDamagedError:
         job.error = OutboxError("what is kept of this message fails its checksum")
+    except (OverflowError, UnicodeError, TypeError) as error:  # what was asked for, not what is kept
+        problem = type(error).__name__
+        job.error = OutboxError(f"this cannot be asked ({problem}): ids are text, a limit is below 2 ** 63")
 
 
 def _append(ledger: Ledger, jobs: Sequence[Job]) -> None:

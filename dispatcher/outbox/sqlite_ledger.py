@@ -15,7 +15,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Final, assert_never
 
 from dispatcher.outbox import sqlite_statements as write
-from dispatcher.outbox.sqlite_order import Order
+from dispatcher.outbox.sqlite_order import FileOrder
 from dispatcher.outbox.sqlite_receipts import Receipts
 from dispatcher.outbox.sqlite_rows import (
     DEAD,
@@ -50,7 +50,7 @@ class Ledger:
 
     def __init__(self, connection: sqlite3.Connection, max_receipts: int, keep_receipts: float) -> None:
         self.connection = connection
-        self.order = Order()
+        self.order = FileOrder()
         self.receipts = Receipts(max_receipts, keep_receipts)
         self.claimed: dict[int, tuple[Claim, int]] = {}
         """By position: the claim, and the run it was claimed with (0: it has its own row's state)."""
@@ -88,9 +88,11 @@ class Ledger:
 
     def rollback(self) -> None:
         """Nothing has happened; some errors have rolled back already."""
-        if self.connection.in_transaction:
-            self.connection.execute("ROLLBACK")
-        self.forget_changes()
+        try:
+            if self.connection.in_transaction:
+                self.connection.execute("ROLLBACK")
+        finally:
+            self.forget_changes()
 
     def forget_changes(self) -> None:
         """In memory, nothing has happened since `begin`."""

@@ -19,6 +19,7 @@ import msgspec
 from msgspec import Struct
 
 from dispatcher.errors import OutboxError
+from dispatcher.identity import unwatch, watch
 
 LOCK_BYTES_MAX: Final = 4096
 TRIES: Final = 5
@@ -61,6 +62,7 @@ class FileLock:
             raise
         self.has_been_held = _read(self._fd) is not None
         """Whether a store has been kept under this lock before."""
+        watch(self)
 
     def _acquire(self, path: Path) -> None:
         for remaining in reversed(range(TRIES)):
@@ -83,6 +85,11 @@ class FileLock:
 
     def release(self) -> None:
         """Let go of it."""
+        unwatch(self)
+        os.close(self._fd)
+
+    def after_fork(self) -> None:
+        """In a forked child: it would hold the lock for as long as it lives (called by `identity`)."""
         os.close(self._fd)
 
 

@@ -71,6 +71,10 @@ class Stored:
     def tell(self, outcome: Receipt | DispatcherError) -> None:
         """This is what became of it."""
         self.outcome = outcome
+        self.wake()
+
+    def wake(self) -> None:
+        """Have those who wait look again."""
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 

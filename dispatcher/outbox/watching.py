@@ -29,6 +29,8 @@ class Watching:
         self._watched: dict[str, Stored] = {}
         self._unread: dict[str, Receipt | DispatcherError] = {}
         """Outcomes that the store may not know yet, of messages that nobody watches."""
+        self._end: DispatcherError | None = None
+        """Why nothing more is told."""
 
     def add(self, stored: Stored) -> None:
         """Have it told its outcome as it comes."""
@@ -39,20 +41,31 @@ class Watching:
         self._watched.pop(stored.id, None)
 
     async def wait_for(self, stored: Stored) -> None:
-        """Return once its outcome is known here."""
-        if stored.id not in self._watched:
-            self.add(stored)
-            outcome = self._unread.get(stored.id)
-            if outcome is None:
-                found = await self._store.find(stored.id)
-                outcome = (
-                    OutboxError("nothing is known of it any more") if found is None else outcome_of(found)
-                )
-            if outcome is not None and stored.outcome is None:
+        """Return once its outcome is known here; raises what the store does."""
+        while stored.outcome is None:
+            if stored.id not in self._watched:
+                await self._look_for(stored)
+            elif self._end is not None:
                 self.drop(stored)
-                stored.tell(outcome)
-        if stored.outcome is None:
-            await asyncio.shield(stored.wait())
+                stored.tell(self._end)
+            else:
+                await asyncio.shield(stored.wait())
+
+    async def _look_for(self, stored: Stored) -> None:
+        """Have it told what comes, and what has come already."""
+        self.add(stored)
+        outcome = self._unread.get(stored.id)
+        if outcome is None:
+            try:
+                found = await self._store.find(stored.id)
+            except BaseException:
+                self.drop(stored)
+                stored.wake()  # whoever else waits looks himself
+                raise
+            outcome = OutboxError("nothing is known of it any more") if found is None else outcome_of(found)
+        if outcome is not None and stored.outcome is None:
+            self.drop(stored)
+            stored.tell(outcome)
 
     def tell(self, message_id: str, outcome: Receipt | DispatcherError) -> None:
         """This is what became of a message."""
@@ -72,7 +85,8 @@ class Watching:
             del self._unread[message_id]
 
     def close(self, error: DispatcherError) -> None:
-        """Nothing more will be told; whoever waits is told that."""
+        """Nothing more will be told; whoever waits, or comes later, is told that."""
+        self._end = error
         for stored in self._watched.values():
             stored.tell(error)
         self._watched.clear()

@@ -126,7 +126,7 @@ class OutboxAdmin:
     async def _dead_letters(self, outbox: Outbox, query: str) -> Said:
         asked = dict(parse_qsl(query))
         text = asked.get("limit", str(LIMIT))
-        if not text.isascii() or not text.isdigit() or not 1 <= int(text[:9]) <= LIMIT_MAX:
+        if not text.isascii() or not text.isdigit() or len(text) > 9 or not 1 <= int(text) <= LIMIT_MAX:
             return 400, {"error": f"limit: allowed is 1 to {LIMIT_MAX}"}
         letters = await outbox.store.dead_letters(asked.get("after"), int(text))
         return 200, {

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import signal
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from dispatcher import Config
+from dispatcher.cli._durable import send_durably
+from dispatcher.cli._input import Input
+from dispatcher.cli._screen import Screen
+from dispatcher.outbox import SQLiteStore
 from dispatcher.outbox.sqlite_lock import FileLock
 from dispatcher.testing import local_upstream
 from tests.cli.send_support import (
@@ -150,3 +157,30 @@ async def test_wrong_usage_is_told(tmp_path: Path) -> None:
         assert not upstream.requests
     assert taken.code == 1
     assert "has this outbox open" in taken.stderr
+
+
+async def test_a_relay_that_died_ends_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It waits for nothing that cannot come: exit 1, with the reason; what was accepted stays."""
+
+    whole = SQLiteStore.claim
+
+    async def claim(store: SQLiteStore, *asked: Any) -> Any:
+        if store.status().waiting:
+            raise ValueError("a fault of ours")
+        return await whole(store, *asked)
+
+    monkeypatch.setattr(SQLiteStore, "claim", claim)
+    told = io.StringIO()
+    with Input(write(tmp_path / "in", items(3))) as source:
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            code = await send_durably(
+                Config(token="t"),
+                SQLiteStore(tmp_path / "out.db", min_free_bytes=0),
+                source,
+                "run",
+                Screen(told, "send"),
+                lambda *_: nullcontext(),
+            )
+    assert code == 1
+    assert "the outbox's relay died of ValueError" in told.getvalue()
+    assert "3 messages are not settled and stay in" in told.getvalue()

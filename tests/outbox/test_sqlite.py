@@ -10,18 +10,20 @@ import subprocess
 import sys
 import time
 import tracemalloc
+from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 import pytest
 
-from dispatcher.errors import ConfigError, OutboxError
-from dispatcher.outbox import sqlite_ledger, sqlite_schema, sqlite_thread
+from dispatcher.errors import ConfigError, OutboxError, StoreFull
+from dispatcher.outbox import sqlite_ledger, sqlite_load, sqlite_recovery, sqlite_schema, sqlite_thread
 from dispatcher.outbox.sqlite import SQLiteStore
+from dispatcher.outbox.sqlite_group import Job, Kind, run_group
 from dispatcher.outbox.sqlite_lock import Holder, holder_of, lock_path
 from dispatcher.outbox.sqlite_schema import log_path
 from tests.imports import ROOT
-from tests.outbox.conformance import NOW, delivered, numbers, record, records, returned, take
+from tests.outbox.conformance import NOW, dead, delivered, numbers, record, records, returned, take
 from tests.outbox.sqlite_support import claim_all, opened
 
 if TYPE_CHECKING:
@@ -409,3 +411,89 @@ def test_the_schema_is_the_same_every_time(tmp_path: Path) -> None:
         sqlite_schema.create(tmp_path / name, "full").close()
         pages.append((tmp_path / name).read_bytes())
     assert pages[0] == pages[1]
+
+
+async def test_an_id_that_no_message_can_have_harms_nobody(path: Path) -> None:
+    """It is asked for by whoever likes to: nothing is found, and what is kept in that moment is kept."""
+    async with opened(path) as store:
+        asked: list[Any] = [store.find("out_\udcff"), store.cancel("out_\udcff"), store.retry(["\udcff"])]
+        asked += [store.delete(["\udcff"]), store.dead_letters("\udcff"), store.append(records(1))]
+        assert await asyncio.gather(*asked) == [None, False, 0, 0, [], None]
+        with pytest.raises(OutboxError, match="OverflowError"):
+            await store.dead_letters(None, 1 << 70)
+        assert store.status().waiting == 1
+        assert not store.status().failure
+
+
+async def test_a_forked_child_keeps_no_lock(path: Path) -> None:
+    """Whatever becomes of the child, the file can be opened anew once its owner has gone."""
+    read, write = os.pipe()
+    async with opened(path):
+        child = os.fork()
+        if not child:
+            os.close(write)
+            os.read(read, 1)
+            os._exit(0)
+    try:
+        async with opened(path) as store:
+            assert not store.status().failure
+    finally:
+        os.write(write, b"x")
+        os.waitpid(child, 0)
+        os.close(read)
+        os.close(write)
+
+
+async def test_a_damaged_dead_letter_hides_no_other(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a file too large to be read when it is opened: all are told, and it can be deleted."""
+    monkeypatch.setattr(sqlite_recovery, "CHECKED_BYTES_MAX", 0)
+    async with opened(path) as store:
+        await store.append(records(1, 2, 3))
+        await store.settle(dead(*await take(store)))
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        connection.execute("UPDATE messages SET history = x'00' WHERE position = 2")
+    async with opened(path) as store:
+        letters = await store.dead_letters()
+        assert [one.record.id for one in letters] == [record(number).id for number in (1, 2, 3)]
+        assert [one.reason == "400: no" for one in letters] == [True, False, True]
+        assert await store.delete([letters[1].record.id]) == 1
+
+
+async def test_a_rollback_that_fails_leaves_nothing_in_memory(path: Path) -> None:
+    """Else what nobody was given would count as claimed when the file is opened anew."""
+    async with opened(path) as store:
+        await store.append(records(1))
+    connection = sqlite3.connect(path, isolation_level=None)
+    ledger = sqlite_ledger.Ledger(connection, 10, 10.0)
+    sqlite_load.load(ledger, {}, NOW)
+
+    class Failing:
+        """Commits nothing, and cannot take anything back."""
+
+        in_transaction = True
+
+        def execute(self, sql: str, *values: Any) -> Any:
+            if sql in ("COMMIT", "ROLLBACK"):
+                raise sqlite3.OperationalError("disk I/O error")
+            return connection.execute(sql, *values)
+
+        def executemany(self, *arguments: Any) -> Any:
+            return connection.executemany(*arguments)
+
+    job = Job("claim", Kind.CLAIM, None)
+    job.claim = (10, 1000, NOW)
+    ledger.connection = Failing()  # type: ignore[assignment]
+    with pytest.raises(sqlite3.OperationalError, match="disk"):
+        run_group(ledger, [job], NOW)
+    assert not ledger.claimed
+    connection.close()
+
+
+async def test_what_never_fits_is_told_so(path: Path) -> None:
+    """Whoever waits for room would wait for ever; many that fit one by one may wait for it."""
+    async with opened(path, max_bytes=100) as store:
+        with pytest.raises(OutboxError, match="never fits into 100: raise max_bytes") as told:
+            await store.append([record(1, size=101)])
+        assert type(told.value) is OutboxError
+        with pytest.raises(StoreFull):
+            await store.append([record(1, size=60), record(2, size=60)])
