@@ -217,11 +217,13 @@ class MemoryStore:
     def status(self) -> StoreStatus:
         """See `Store.status`."""
         held = [kept for kept in self._kept.values() if kept.state != "dead"]
+        held_bytes = sum(len(kept.record.data) for kept in held)
         return StoreStatus(
             waiting=sum(kept.state == "waiting" for kept in held),
             claimed=sum(kept.state == "claimed" for kept in held),
             dead=len(self._kept) - len(held),
-            held_bytes=sum(len(kept.record.data) for kept in held),
+            held_bytes=held_bytes,
+            dead_bytes=self._bytes - held_bytes,
             oldest_at=held[0].record.accepted_at if held else None,
             failure="" if self._is_open else "it is not open",
             commits=self._commits,

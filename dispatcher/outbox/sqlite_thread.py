@@ -353,6 +353,7 @@ class StoreThread(threading.Thread):
             claimed=len(ledger.claimed),
             dead=ledger.dead,
             held_bytes=ledger.held_bytes,
+            dead_bytes=ledger.dead_bytes,
             oldest_at=self._oldest_at,
             disk_bytes=self._disk_bytes,
             free_bytes=self._free_bytes,

@@ -126,6 +126,8 @@ class StoreStatus(Struct, gc=False, frozen=True):
     dead: int = 0
     held_bytes: int = 0
     """Of what is not settled."""
+    dead_bytes: int = 0
+    """Of the dead letters, which count towards a bound as well."""
     oldest_at: float | None = None
     """Unix seconds of the oldest acceptance that is not settled."""
     disk_bytes: int = 0

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from dispatcher.dispatcher import Dispatcher
     from dispatcher.sidecar.outbox_settings import OutboxSettings
 
+FULL: Final = 0.99
+"""Of the bound of bytes: messages differ, and a large one is refused while a small one still fits."""
 WITHDRAW_SECONDS: Final = 1.0
 """For the outbox to take back what has not left, before the dispatcher is asked to drain."""
 
@@ -112,6 +114,8 @@ class OutboxService:
             return f"outbox: its disk has {status.free_bytes} bytes left (outbox.min_free_bytes)"
         if status.waiting + status.claimed + status.dead >= settings.max_messages:
             return f"outbox: it is full with {settings.max_messages} messages (outbox.max_messages)"
+        if status.held_bytes + status.dead_bytes >= FULL * settings.max_bytes:
+            return f"outbox: it is full, near {settings.max_bytes} bytes (outbox.max_bytes)"
         return ""
 
     def why_not_alive(self) -> str:

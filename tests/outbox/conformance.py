@@ -224,6 +224,7 @@ class StoreConformance:
         assert await store.find("out_00000001") == letter
         status = store.status()
         assert (status.dead, status.held_bytes, status.oldest_at) == (1, 0, None)
+        assert status.dead_bytes == len(first.record.data)
 
     async def test_dead_letters_come_by_pages(self, store: Store) -> None:
         """In the order of acceptance, behind an id, at most so many."""

@@ -245,6 +245,8 @@ async def test_the_page_shows_the_outbox(tmp_path: Path) -> None:
         (StoreStatus(free_bytes=10), "min_free_bytes"),
         (StoreStatus(waiting=4, claimed=3, dead=3), "max_messages"),
         (StoreStatus(waiting=9), ""),
+        (StoreStatus(held_bytes=600, dead_bytes=391), "max_bytes"),
+        (StoreStatus(held_bytes=600, dead_bytes=300), ""),
     ],
 )
 async def test_readiness_is_whether_anything_can_be_kept(
@@ -252,7 +254,9 @@ async def test_readiness_is_whether_anything_can_be_kept(
 ) -> None:
     """Not ready while nothing can be kept; a halt of the upstream's is no reason."""
     dispatcher = Dispatcher(Config.load(env={}, token="t"), transport=ScriptedTransport())
-    service = OutboxService(str(tmp_path / "o.db"), OutboxSettings(max_messages=10), dispatcher)
+    service = OutboxService(
+        str(tmp_path / "o.db"), OutboxSettings(max_messages=10, max_bytes=1_000), dispatcher
+    )
     state = State()
     state.acceptance = service
     async with dispatcher:
