@@ -52,6 +52,8 @@ KNOWN_ONLY_IN = {
     "logging": ("pump", "renewal", "repeats", "news", "blocking", "devserver", "sidecar", "cli", "outbox"),
     "threading": ("blocking", "metrics", "pump", "dispatcher", "outbox"),
     "sqlite3": ("outbox",),
+    "redis": ("outbox",),
+    "hiredis": ("outbox",),
     "concurrent": ("blocking",),
 }
 """Where each package may be imported, by layers' names; the rest of the world is free."""
