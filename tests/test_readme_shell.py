@@ -36,6 +36,7 @@ ELSEWHERE = {
     ".venv/bin/python -m tests.readme": "tests/test_readme.py",
     ".venv/bin/python -m tests.simulation": "tests/simulation/test_simulation.py",
     ".venv/bin/python -m tests.outbox.kills": "tests/outbox/test_kills.py",
+    ".venv/bin/python -m tests.outbox.backlog": "tests/outbox/test_backlog.py",
     ".venv/bin/python -m tests.outbox.powerloss": "tests/outbox/test_powerloss.py",
     ".venv/bin/python -m tests.sidecar.attacks": "tests/sidecar/test_attacks.py",
     ".venv/bin/python -m tests.sidecar.fuzz": "tests/sidecar/test_fuzz.py",
