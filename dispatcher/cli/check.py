@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 from dispatcher.cli import EXIT_DONE, EXIT_UNDELIVERED
 from dispatcher.cli._sidecar import add_sidecar_arguments, load
 from dispatcher.cli.loop import run_in_loop
+from dispatcher.sidecar.outbox_redis import look
 from dispatcher.sidecar.probe import probe
 
 if TYPE_CHECKING:
@@ -18,13 +19,13 @@ if TYPE_CHECKING:
 
 DESCRIPTION: Final = (
     "Print every setting of `dispatcher serve` with its origin, and ask the upstream one harmless question "
-    "(GET /v2/queues)."
+    "(GET /v2/queues), and a Redis that is the outbox another (PING)."
 )
 EPILOG: Final = """\
 It takes the same flags, environment and TOML file as `serve`. Secrets are masked.
 
 exit code: 0 the upstream is reachable and takes the token; 1 it is not there, refuses the token, or is not
-the service; 2 wrong usage or configuration.
+the service, or the outbox's Redis is not there or refuses the password; 2 wrong usage or configuration.
 """
 
 
@@ -44,7 +45,12 @@ def run(arguments: argparse.Namespace) -> int:
         return EXIT_DONE
     finding = run_in_loop(probe(config.dispatcher))
     print(f"upstream {config.dispatcher.url}: {finding.verdict} ({finding.detail})")
-    return EXIT_DONE if finding.is_good else EXIT_UNDELIVERED
+    is_good = finding.is_good
+    if config.outbox.is_shared:
+        problem = run_in_loop(look(config.outbox))
+        print(f"outbox {config.outbox.file}: {problem or 'reachable'}")
+        is_good = is_good and not problem
+    return EXIT_DONE if is_good else EXIT_UNDELIVERED
 
 
 def lines(config: SidecarConfig) -> list[str]:

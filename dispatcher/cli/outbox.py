@@ -31,6 +31,7 @@ from dispatcher.outbox.sqlite_lock import Holder, holder_of
 from dispatcher.sdk import FAILURE_KEY
 from dispatcher.sidecar.admin_outbox import HEADER, KEY_HEADER
 from dispatcher.sidecar.kept_messages import state_of
+from dispatcher.sidecar.redis_url import is_url
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
@@ -88,6 +89,8 @@ def _misuse(arguments: argparse.Namespace, path: Path) -> str:
         return f"{action} wants ids, or --all"
     if action in ("status", "dead-letters") and (arguments.ids or arguments.all):
         return f"{action} takes neither ids nor --all"
+    if is_url(arguments.file):
+        return "this reads files; of an outbox in Redis ask a sidecar's admin listener (GET /outbox)"
     return "" if path.is_file() else f"{path}: there is no such file"
 
 

@@ -124,10 +124,13 @@ def run(arguments: argparse.Namespace) -> int:
 def _run_durably(arguments: argparse.Namespace, config: Config, source: Input, screen: Screen) -> int:
     from dispatcher.cli._durable import run_name, send_durably
     from dispatcher.outbox import SQLiteStore
+    from dispatcher.sidecar.redis_url import is_url
 
     try:
         if arguments.outbox is None:
             raise ValueError("--run goes with --outbox")
+        if is_url(arguments.outbox):
+            raise ValueError("--outbox wants a file here; an outbox in Redis belongs to `dispatcher serve`")
         if arguments.receipts is not None or arguments.failures is not None:
             raise ValueError(
                 "with --outbox there are no --receipts and --failures: `dispatcher outbox` tells"

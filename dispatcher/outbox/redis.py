@@ -22,7 +22,7 @@ from dispatcher.outbox import redis_commands as commands
 from dispatcher.outbox import redis_scripts as scripts
 from dispatcher.outbox.redis_appends import Appends
 from dispatcher.outbox.redis_known import Known
-from dispatcher.outbox.redis_link import Link, Place
+from dispatcher.outbox.redis_link import Link, LinkLostError, Place
 from dispatcher.outbox.redis_lua import FORM
 from dispatcher.outbox.redis_members import Members, News
 from dispatcher.outbox.redis_owner import Limits, Owner
@@ -120,6 +120,14 @@ class RedisStore:
         return f"<RedisStore {self.name}: {state}, {status.claimed} claimed, {status.dead} dead>"
 
     # ---------------------------------------------------------------------------------------- its life
+
+    async def knock(self) -> None:
+        """Ask whether Redis is there, before `open`; as often as wanted.
+
+        Raises:
+            OutboxError: It is not, not yet, or refuses the password.
+        """
+        await self._links[0].ask("PING")
 
     async def open(self) -> StoreStatus:
         """Join the fleet, and take what is free of its shards.
@@ -228,7 +236,12 @@ class RedisStore:
                 f"redis: a message of {size} bytes never fits into {self.max_bytes}: raise max_bytes"
             )
         if records or mark is not None:
-            await self._appends.append(records, mark)
+            try:
+                await self._appends.append(records, mark)
+            except LinkLostError:
+                if not self._known.failure:
+                    self._members.poke()  # else it would be told as late as the next beat
+                raise
 
     async def claim(self, messages: int, size_bytes: int, now: float) -> list[Claim]:
         """See `Store.claim`; of the shards that this member owns."""
@@ -298,6 +311,10 @@ class RedisStore:
         oldest = [shard.oldest() for shard in self._owner.shards.values()]
         first = min((one for one in oldest if one is not None), default=None)
         return None if first is None else first[1]
+
+    def is_sure(self) -> bool:
+        """See `leases.Leased`: the leases were renewed less than half a lease ago."""
+        return self._members.is_sure()
 
     @property
     def owned(self) -> int:

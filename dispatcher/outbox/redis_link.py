@@ -29,6 +29,10 @@ class LinkLostError(OutboxError):
     """The connection broke or was not there: what was asked may have been done, or not."""
 
 
+class DeniedError(LinkLostError):
+    """The server refuses the user or the password."""
+
+
 class UnfitError(OutboxError):
     """What was given is nothing that can be sent; nothing was."""
 
@@ -182,6 +186,8 @@ class Link:
             return error
         if isinstance(error, TimeoutError):
             return LinkLostError(f"redis at {self._place.name}: no answer in {self._place.timeout:g} seconds")
+        if isinstance(error, RedisError) and _is_denial(str(error)):
+            return DeniedError(f"redis at {self._place.name}: it refuses the user or the password")
         if isinstance(error, OSError | EOFError | RedisError):
             return LinkLostError(f"redis at {self._place.name}: {_reason(error)}")
         return error
@@ -244,7 +250,10 @@ def _refusal(kind: str, words: str) -> OutboxError:
     return OutboxError(f"redis: {words}")
 
 
+def _is_denial(words: str) -> bool:
+    """By the words: while connecting the client makes its own error of the server's."""
+    return "password" in words or "Authentication" in words
+
+
 def _reason(error: BaseException) -> str:
-    if "password" in str(error) or "Authentication" in str(error):
-        return "it refuses the user or the password"
     return "the connection is refused or broken" if isinstance(error, OSError | EOFError) else str(error)

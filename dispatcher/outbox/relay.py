@@ -23,6 +23,7 @@ from dispatcher.errors import DispatcherClosed, OutboxError
 from dispatcher.message import Receipt
 from dispatcher.outbox.codec import unpack
 from dispatcher.outbox.judging import delivered, failed, unsafe_words
+from dispatcher.outbox.leases import take_back, watch_leases
 from dispatcher.outbox.relayed import Relayed, Sink
 from dispatcher.outbox.store import Cancelled, Dead, Returned
 from dispatcher.outbox.store_news import StoreNews
@@ -95,7 +96,8 @@ class Relay:
         self._sink = Sink(loop, self._look)
         self._settling = loop.create_task(self._settle())
         self._claiming = loop.create_task(self._claim())
-        for task in (self._settling, self._claiming):
+        self._leases = loop.create_task(watch_leases(self._store, self._out))
+        for task in (self._settling, self._claiming, self._leases):
             task.add_done_callback(self._on_end)
 
     def _on_end(self, task: asyncio.Task[None]) -> None:
@@ -117,8 +119,7 @@ class Relay:
         ends_at = loop.time() + within
         self._claiming.cancel()
         await asyncio.wait([self._claiming])
-        for relayed in list(self._out.values()):
-            relayed.withdraw()
+        take_back(self._out)
         with suppress(TimeoutError):
             async with asyncio.timeout_at(ends_at):
                 while self._out:
@@ -131,6 +132,7 @@ class Relay:
     def stop(self) -> None:
         """End, drained or not; who opens the store next sends what is not settled."""
         self._claiming.cancel()
+        self._leases.cancel()
         if self._settling.cancel():
             logger.error("%d settlements could not be kept; these are sent again", len(self._unsettled))
         self._news.close()

@@ -108,7 +108,8 @@ class Daemon:
                 try:
                     if self._outbox is not None:
                         await self._admin.serve()  # it is looked at meanwhile: a large file takes its time
-                        await self._outbox.start(next(iter(self._admin.addresses), None))
+                        if not await self._outbox.start(next(iter(self._admin.addresses), None), self._stop):
+                            return EXIT_DONE
                     await self._generation.start()
                     await self._open()
                     await self._stop.wait()

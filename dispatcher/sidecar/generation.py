@@ -45,7 +45,7 @@ class Generation:
     ) -> None:
         serve = config.serve
         for hide in (counters.hide, logs.hide):
-            hide(config.dispatcher.token, *config.tokens)
+            hide(config.dispatcher.token, *config.tokens, config.outbox.password or "")
         guard = Guard(config.tokens, config.dispatcher.token, serve.authentication)
         self._proxy = Proxy(config.dispatcher, serve)
         intake = Intake(dispatcher, serve, counters, outbox, config.outbox.respond_after)

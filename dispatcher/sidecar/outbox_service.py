@@ -1,8 +1,8 @@
 """The sidecar's outbox as the process sees it: opened, watched, closed, and what it leaves behind.
 
 Opened after the dispatcher and closed before it. A file that cannot be opened is a mistake of the
-configuration; one that fails later makes the process not ready, a relay that died makes it end. Nothing here
-looks into a message. Used by `daemon`.
+configuration, a Redis that is away is waited for; one that fails later makes the process not ready, a relay
+that died makes it end. Nothing here looks into a message. Used by `daemon`.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 from dispatcher.errors import ConfigError, OutboxError
 from dispatcher.outbox import Outbox, SQLiteStore, StoreStatus
+from dispatcher.sidecar.outbox_redis import reached, redis_store
 
 if TYPE_CHECKING:
     from dispatcher.dispatcher import Dispatcher
@@ -32,6 +33,19 @@ class LastingStore(SQLiteStore):
 
     last = StoreStatus()
 
+    @classmethod
+    def of(cls, file: str, settings: OutboxSettings) -> LastingStore:
+        """One that is not open."""
+        return cls(
+            file,
+            max_messages=settings.max_messages,
+            max_bytes=settings.max_bytes,
+            min_free_bytes=settings.min_free_bytes,
+            max_receipts=settings.max_receipts,
+            keep_receipts=settings.keep_receipts,
+            synchronous=settings.synchronous,
+        )
+
     async def aclose(self) -> None:
         """See `SQLiteStore.aclose`."""
         self.last = self.status()
@@ -42,23 +56,15 @@ class OutboxService:
     """One process's outbox.
 
     Args:
-        file: Of its store.
+        file: Of its store, or the URL of a shared one, without the password.
     """
 
     def __init__(self, file: str, settings: OutboxSettings, dispatcher: Dispatcher) -> None:
         self.file = file
-        self.key = secrets.token_urlsafe(32)
-        """For those who may read the file, to be shown its bodies by the admin listener."""
+        self.key = "" if settings.is_shared else secrets.token_urlsafe(32)
+        """For those who may read the file, to be shown its bodies by the admin listener; empty: nobody is."""
         self._settings = settings
-        self._store = LastingStore(
-            file,
-            max_messages=settings.max_messages,
-            max_bytes=settings.max_bytes,
-            min_free_bytes=settings.min_free_bytes,
-            max_receipts=settings.max_receipts,
-            keep_receipts=settings.keep_receipts,
-            synchronous=settings.synchronous,
-        )
+        self._store = redis_store(settings) if settings.is_shared else LastingStore.of(file, settings)
         self.outbox = Outbox(
             self._store,
             dispatcher,
@@ -67,27 +73,40 @@ class OutboxService:
         )
         self._closing: asyncio.Task[None] | None = None
 
-    async def start(self, admin: str | None) -> None:
-        """Open it, and begin to send what it holds.
+    async def start(self, admin: str | None, stop: asyncio.Event | None = None) -> bool:
+        """Open it, and begin to send what it holds; false if it was asked to stop before Redis was there.
 
         Args:
             admin: URL of the admin listener, for those who find the file locked.
+            stop: The process is to end.
 
         Raises:
-            ConfigError: It cannot be opened.
+            ConfigError: The file cannot be opened, or Redis refuses the password.
+            OutboxError: Redis takes no writes, or has another kind of outbox under the fleet's name.
         """
+        store = self._store
+        if not isinstance(store, LastingStore) and not await reached(
+            store, self._settings, stop or asyncio.Event()
+        ):
+            return False
         try:
             found = await self.outbox.start()
-            self._store.announce(admin, self.key)
+            if isinstance(store, LastingStore):
+                store.announce(admin, self.key)
         except OutboxError as error:
+            if self._settings.is_shared:  # it may pass, as during a failover: the process is started again
+                raise OutboxError(f"outbox.file: {self.file} cannot be used: {error}") from None
             wanted = "wanted is an outbox file of this program that no other process has open, or a new one"
             raise ConfigError("outbox.file", self.file, wanted, problem=str(error)) from None
+        how = f"synchronous={self._settings.synchronous}"
+        if self._settings.is_shared:
+            how = f"fleet={self._settings.fleet}"
         logger.info(
-            "outbox %s: %d messages wait, %d dead letters, synchronous=%s",
-            self.file, found.waiting, found.dead, self._settings.synchronous,
-        )  # fmt: skip
+            "outbox %s: %d messages wait, %d dead letters, %s", self.file, found.waiting, found.dead, how
+        )
         if found.damaged:
             logger.error("outbox %s: %d records were damaged, and put aside", self.file, found.damaged)
+        return True
 
     async def withdraw(self) -> None:
         """Accept nothing more, and take back what has not left; the rest of its end goes on meanwhile."""
@@ -124,6 +143,7 @@ class OutboxService:
 
     def legacy(self) -> str:
         """What stays in the file, in words; once it is closed."""
-        last = self._store.last
+        store = self._store
+        last = store.last if isinstance(store, LastingStore) else store.status()
         held = last.waiting + last.claimed
         return f"{held} messages and {last.dead} dead letters stay in {self.file}"

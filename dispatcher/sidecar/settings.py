@@ -12,7 +12,6 @@ import os
 import re
 from dataclasses import dataclass, field, fields
 from ipaddress import ip_address
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from dispatcher import config as library
@@ -22,11 +21,12 @@ from dispatcher.config import Config
 from dispatcher.errors import ConfigError
 from dispatcher.sections import MEBIBYTE
 from dispatcher.settings import MASK, check_fields, setting, settings_of
-from dispatcher.sidecar.outbox_settings import OutboxSettings, outbox_settings
+from dispatcher.sidecar.outbox_settings import OutboxSettings, outbox_settings, text_of
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Iterator, Mapping
+    from pathlib import Path
 
     from dispatcher.settings import Setting
 
@@ -208,6 +208,7 @@ class SidecarConfig:
             allowed = "allowed is `token`, or `none` with a serve.host of this machine alone (127.0.0.1, ::1)"
             problem = f"'none' would let everyone who reaches {serve.host} publish"
             raise ConfigError("serve.authentication", "none", allowed, problem=problem)
+        self.outbox.check_lease(self.dispatcher.transport.attempt_timeout)
 
     @property
     def has_tcp(self) -> bool:
@@ -231,7 +232,7 @@ class SidecarConfig:
         given = sources.read(known, environment, file, overrides)
         dispatcher = Config.of(given.values)
         serve = ServeSettings(**sources.within(given.values, sources.SERVE))
-        outbox = OutboxSettings(**sources.within(given.values, sources.OUTBOX))
+        outbox = OutboxSettings(**sources.within(given.values, sources.OUTBOX)).with_password()
         paths = [*(one.path for one in known), *([sources.QUEUES] if dispatcher.queues else [])]
         origins = {path: given.origins.get(path, sources.DEFAULT) for path in paths}
         return cls(dispatcher, serve, _tokens(serve) or (dispatcher.token,), origins, outbox)
@@ -296,7 +297,9 @@ def _tokens(serve: ServeSettings) -> tuple[str, ...]:
             raise ConfigError(
                 "serve.tokens_file", serve.tokens_file, "wanted is one of them", problem=problem
             )
-        name, text, separator = "serve.tokens_file", _file_text(serve.tokens_file), "\n"
+        wanted = "wanted is a text file with a token a line"
+        name, separator = "serve.tokens_file", "\n"
+        text = text_of(serve.tokens_file, name, wanted)
     if text is None:
         return ()
     found = [part.strip() for part in text.split(separator)]
@@ -307,15 +310,3 @@ def _tokens(serve: ServeSettings) -> tuple[str, ...]:
         allowed = "allowed are visible ASCII characters without white space"
         raise ConfigError(name, MASK, allowed, problem="a token has other characters")
     return tuple(dict.fromkeys(found))
-
-
-def _file_text(name: str) -> str:
-    wanted = "wanted is a text file with a token a line"
-    try:
-        return Path(name).read_text(encoding="utf-8")
-    except OSError as error:
-        problem = f"{name!r} cannot be read: {error.strerror}"
-        raise ConfigError("serve.tokens_file", name, wanted, problem=problem) from None
-    except ValueError:
-        problem = f"{name!r} is no text"
-        raise ConfigError("serve.tokens_file", name, wanted, problem=problem) from None
