@@ -23,20 +23,17 @@ import orjson
 from dispatcher.cli import EXIT_DONE, EXIT_UNDELIVERED, EXIT_USAGE
 from dispatcher.cli.loop import run_in_loop
 from dispatcher.errors import OutboxError
-from dispatcher.message import public_destination
 from dispatcher.outbox import SQLiteStore, StoreStatus
-from dispatcher.outbox.codec import unpack
 from dispatcher.outbox.export import ID_KEY, exported
 from dispatcher.outbox.sqlite_lock import Holder, holder_of
 from dispatcher.sdk import FAILURE_KEY
 from dispatcher.sidecar.admin_outbox import HEADER, KEY_HEADER
-from dispatcher.sidecar.kept_messages import state_of
+from dispatcher.sidecar.kept_messages import letter_of
 from dispatcher.sidecar.redis_url import is_url
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
 
-    from dispatcher.outbox import Found
 
 NAME: Final = "dispatcher outbox"
 ACTIONS: Final = ("status", "dead-letters", "retry", "export", "delete")
@@ -127,7 +124,7 @@ class LocalDesk:
 
     async def letters(self, after: str | None) -> list[dict[str, Any]]:
         """See `Desk`."""
-        return [_letter(found) for found in await self.store.dead_letters(after, PAGE)]
+        return [letter_of(found) for found in await self.store.dead_letters(after, PAGE)]
 
     async def lines(self, after: str | None) -> list[bytes]:
         """See `Desk`."""
@@ -268,15 +265,6 @@ async def _export(desk: Desk, ids: Sequence[str] | None) -> int:
                 (wanted or set()).discard(after)
     sys.stdout.flush()
     return EXIT_UNDELIVERED if wanted else EXIT_DONE
-
-
-def _letter(found: Found) -> dict[str, Any]:
-    """As the admin listener tells it."""
-    try:
-        destination = public_destination(unpack(found.record.data).message.destination)
-    except OutboxError:
-        destination = ""
-    return {**state_of(found), "destination": destination}
 
 
 def _instant(at: float | None) -> str:

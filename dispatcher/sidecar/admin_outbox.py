@@ -17,10 +17,8 @@ from urllib.parse import parse_qsl
 import msgspec
 
 from dispatcher.errors import OutboxError
-from dispatcher.message import public_destination
-from dispatcher.outbox.codec import unpack
 from dispatcher.outbox.export import exported
-from dispatcher.sidecar.kept_messages import state_of
+from dispatcher.sidecar.kept_messages import letter_of
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -117,11 +115,7 @@ class OutboxAdmin:
             self._letters, self._seen = [self._letter(one) for one in letters], seen
 
     def _letter(self, found: Found) -> dict[str, Any]:
-        try:
-            destination = public_destination(unpack(found.record.data).message.destination)
-        except OutboxError:
-            destination = ""
-        return {**state_of(found, self._counters.hidden), "destination": destination}
+        return letter_of(found, self._counters.hidden)
 
     async def _dead_letters(self, outbox: Outbox, query: str) -> Said:
         asked = dict(parse_qsl(query))

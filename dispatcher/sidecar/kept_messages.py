@@ -15,6 +15,7 @@ import orjson
 from aiohttp import web
 
 from dispatcher.errors import OutboxError
+from dispatcher.message import public_destination
 from dispatcher.outbox.codec import unpack
 from dispatcher.sidecar import cancels
 from dispatcher.sidecar.cancels import Cancel
@@ -130,11 +131,12 @@ class KeptMessages:
 
 def _added(answer: web.StreamResponse, cancelled: int) -> web.StreamResponse:
     """The service's answer, which counts what was taken back here, too."""
+    if not isinstance(answer, web.Response):
+        return answer
     try:
-        assert isinstance(answer, web.Response)
         value = orjson.loads(answer.body)  # type: ignore[arg-type]  # bytes, or no JSON
         value["cancelled"] += cancelled
-    except (AssertionError, TypeError, KeyError, orjson.JSONDecodeError):
+    except (TypeError, KeyError, orjson.JSONDecodeError):
         return answer  # it refused
     return Reply(answer.status, orjson.dumps(value))
 
@@ -188,6 +190,15 @@ def state_of(found: Found, hidden: tuple[str, ...] = ()) -> dict[str, Any]:
             for one in found.attempts
         ],
     }
+
+
+def letter_of(found: Found, hidden: tuple[str, ...] = ()) -> dict[str, Any]:
+    """The same of a dead letter, with where it was to go, as far as that may be shown."""
+    try:
+        destination = public_destination(unpack(found.record.data).message.destination)
+    except OutboxError:
+        destination = ""
+    return {**state_of(found, hidden), "destination": destination}
 
 
 def _error(status: int, text: str, headers: tuple[tuple[str, str], ...] = ()) -> Reply:
