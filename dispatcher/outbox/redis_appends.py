@@ -14,6 +14,7 @@ from dispatcher.errors import OutboxError, StoreFull
 from dispatcher.outbox import redis_scripts as scripts
 from dispatcher.outbox.redis_forms import packed
 from dispatcher.outbox.redis_link import UnfitError
+from dispatcher.outbox.redis_worker import Worker
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -40,7 +41,7 @@ class Append:
         self.future = future
 
 
-class Appends:
+class Appends(Worker):
     """The appends of one store.
 
     Args:
@@ -72,9 +73,7 @@ class Appends:
         self._is_ours = is_ours
         self._on_written = on_written
         self._waiting: list[Append] = []
-        self._has_work = asyncio.Event()
-        self._is_closing = False
-        self._task = asyncio.get_running_loop().create_task(self._run())
+        super().__init__()
 
     def append(self, records: Sequence[Record], mark: Mark | None) -> asyncio.Future[None]:
         """Keep all of them or none, and the mark."""
@@ -83,24 +82,9 @@ class Appends:
         self._has_work.set()
         return future
 
-    async def aclose(self) -> None:
-        """Do what was asked for, and end."""
-        self._is_closing = True
-        self._has_work.set()
-        await asyncio.wait([self._task])
-
-    def abort(self) -> None:
-        """End at once, as a process would that is killed."""
-        self._task.cancel()
-
-    async def _run(self) -> None:
-        while True:
-            await self._has_work.wait()
-            self._has_work.clear()
-            while group := self._next_group():
-                await self._write_or_divide(group)
-            if self._is_closing:
-                return
+    async def _do_all(self) -> None:
+        while group := self._next_group():
+            await self._write_or_divide(group)
 
     def _next_group(self) -> list[Append]:
         """What goes together; what nobody waits for any more is left out."""

@@ -22,6 +22,7 @@ from dispatcher.outbox.redis_claims import Claiming
 from dispatcher.outbox.redis_load import load
 from dispatcher.outbox.redis_settling import Settling
 from dispatcher.outbox.redis_shard import Shard
+from dispatcher.outbox.redis_worker import Worker
 from dispatcher.outbox.store import Returned
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ class Limits:
         self.poison_cap = poison_cap
 
 
-class Owner:
+class Owner(Worker):
     """The shards of one member, and what is out of them.
 
     Args:
@@ -79,9 +80,7 @@ class Owner:
         self._breaks = link.breaks
         self._settling: list[tuple[Sequence[Settlement], asyncio.Future[Any] | None]] = []
         self._asked: deque[tuple[Callable[[], Coroutine[Any, Any, Any]], asyncio.Future[Any]]] = deque()
-        self._has_work = asyncio.Event()
-        self._is_closing = False
-        self._task = asyncio.get_running_loop().create_task(self._run())
+        super().__init__()
 
     # ------------------------------------------------------------------------------------------- asking
 
@@ -103,27 +102,12 @@ class Owner:
         self._has_work.set()
         return future
 
-    async def aclose(self) -> None:
-        """Do what was asked for, and end."""
-        self._is_closing = True
-        self._has_work.set()
-        await asyncio.wait([self._task])
-
-    def abort(self) -> None:
-        """End at once, as a process would that is killed."""
-        self._task.cancel()
-
     # ---------------------------------------------------------------------------------------- in its turn
 
-    async def _run(self) -> None:
-        while True:
-            await self._has_work.wait()
-            self._has_work.clear()
-            while self._settling or self._asked:
-                await self._turn()
-                self.ring()
-            if self._is_closing:
-                return
+    async def _do_all(self) -> None:
+        while self._settling or self._asked:
+            await self._turn()
+            self.ring()
 
     async def _turn(self) -> None:
         settling, self._settling = self._settling, []
