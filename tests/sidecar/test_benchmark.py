@@ -179,7 +179,7 @@ async def test_dispatcher_bench_loads_a_sidecar(upstream: str) -> None:
 
     before = ask(upstream)
     async with serving(env=environment(upstream, UPSTREAM_TOKEN, DISPATCHER_SERVE_TOKENS=TOKEN)) as one:
-        done = await bench("--target", one.intake, "--rate", "2000", "--duration", "500ms", "--warm-up", "0")
+        done = await bench("--target", one.intake, "--rate", "8000", "--duration", "125ms", "--warm-up", "0")
     after = ask(upstream)
     assert (done.code, after.messages - before.messages) == (0, 1_000), done
     assert after.requests - before.requests < 500
